@@ -1,0 +1,267 @@
+"""The publishing checks that need nothing but the playbook. Functions, grants and other
+playbooks are checked by the registry, which knows them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+import jsonschema_rs
+
+from engine.core.expressions import Expression, ExpressionSyntaxError
+from engine.core.findings import Finding, shorten
+from engine.core.playbook import (
+    DEFAULT_PRIORITY,
+    MAX_EDGES,
+    MAX_NODES,
+    UNSET,
+    Edge,
+    EdgeKind,
+    Node,
+    Nop,
+    Playbook,
+    Task,
+    kind_name,
+)
+from engine.core.references import Reference, Root
+from engine.core.templates import (
+    MAX_DEPTH,
+    Template,
+    TemplateSyntaxError,
+    compile_template,
+    references_of,
+)
+
+
+def check(playbook: Playbook) -> list[Finding]:
+    """Every broken rule, in no particular order. Without an error among them the playbook
+    compiles, and every trace of it ends."""
+    findings = list(_budgets(playbook))
+    findings += _edges(playbook)
+    findings += _schemas(playbook)
+    findings += _not_available(playbook)
+    ancestors, cycle = _ancestors(playbook)
+    findings += cycle
+    findings += _data(playbook, ancestors)
+    findings += _choices(playbook)
+    return findings
+
+
+def _budgets(playbook: Playbook) -> Iterator[Finding]:
+    for name, count, limit in (
+        ("nodes", len(playbook.nodes), MAX_NODES),
+        ("edges", len(playbook.edges), MAX_EDGES),
+    ):
+        if count > limit:
+            message = f"{count} {name}; {limit} are allowed"
+            yield Finding("BUDGET_EXCEEDED", name, message, mend="split it into sub-playbooks")
+
+
+def _edges(playbook: Playbook) -> Iterator[Finding]:
+    codes = [node.code for node in playbook.nodes]
+    known = set(codes)
+    seen: dict[tuple[Any, ...], int] = {}
+    otherwise: dict[str, int] = {}
+    for index, edge in enumerate(playbook.edges):
+        for end, code in (("from", edge.source), ("to", edge.target)):
+            if code not in known:
+                yield Finding(
+                    "EDGE_DANGLING",
+                    f"edges[{index}].{end}",
+                    f"there is no node {code}",
+                    code,
+                    _suggest(code, codes),
+                )
+        same = (edge.source, edge.target, edge.kind, edge.when, edge.codes)
+        if same in seen:
+            message = f"the same edge stands at edges[{seen[same]}]"
+            yield Finding("EDGE_DUPLICATE", f"edges[{index}]", message, mend="remove one of them")
+        seen.setdefault(same, index)
+        if edge.kind is EdgeKind.OTHERWISE:
+            if edge.source in otherwise:
+                first = otherwise[edge.source]
+                message = f"{edge.source} has its otherwise at edges[{first}] already"
+                mend = "keep one; give the other a when"
+                yield Finding("OTHERWISE_TWICE", f"edges[{index}]", message, mend=mend)
+            otherwise.setdefault(edge.source, index)
+    deciding = {edge.source for edge in playbook.edges if edge.kind is EdgeKind.CHOICE}
+    for source, index in otherwise.items():
+        if source not in deciding:
+            message = f"{source} has an otherwise and no edge with when"
+            mend = "remove otherwise: the edge is then always taken"
+            yield Finding("OTHERWISE_ALONE", f"edges[{index}]", message, mend=mend)
+
+
+def _suggest(code: str, codes: Iterable[str]) -> str:
+    close = difflib.get_close_matches(code, list(codes), 1)
+    return f"did you mean {close[0]}?" if close else "draw the node or remove the edge"
+
+
+def _ancestors(playbook: Playbook) -> tuple[dict[str, set[str]], list[Finding]]:
+    """For each node those that come before it; empty when the graph has a cycle."""
+    before: dict[str, set[str]] = {node.code: set() for node in playbook.nodes}
+    for edge in playbook.edges:
+        if edge.source in before and edge.target in before:
+            before[edge.target].add(edge.source)
+    try:
+        order = list(TopologicalSorter(before).static_order())
+    except CycleError as error:
+        ring = error.args[1]
+        closing = _edge_between(playbook.edges, ring[0], ring[1])
+        message = f"the edges run in a circle: {' -> '.join(ring)}"
+        mend = "remove one of these edges; to repeat something use retry, map or repeat"
+        return {}, [Finding("GRAPH_CYCLE", f"edges[{closing}]", message, mend=mend)]
+    ancestors: dict[str, set[str]] = {}
+    for code in order:
+        ancestors[code] = set(before[code])
+        for source in before[code]:
+            ancestors[code] |= ancestors[source]
+    return ancestors, []
+
+
+def _edge_between(edges: Iterable[Edge], source: str, target: str) -> int:
+    return next(i for i, edge in enumerate(edges) if (edge.source, edge.target) == (source, target))
+
+
+def _schemas(playbook: Playbook) -> Iterator[Finding]:
+    for path, schema in (
+        ("input", playbook.input_schema),
+        ("output_schema", playbook.output_schema),
+    ):
+        if schema is UNSET:
+            continue
+        try:
+            jsonschema_rs.validator_for(schema)
+        except (jsonschema_rs.ValidationError, ValueError) as error:
+            message = f"not a valid JSON Schema: {getattr(error, 'message', error)}"
+            yield Finding("SCHEMA_INVALID", path, message)
+
+
+def _not_available(playbook: Playbook) -> Iterator[Finding]:
+    """What the language has and this version does not run yet: refused, never ignored."""
+    for node in playbook.nodes:
+        path = f"nodes.{node.code}"
+        if not isinstance(node.kind, Task | Nop):
+            yield _later(f"{path}.{kind_name(node.kind)}", f"the node kind {kind_name(node.kind)}")
+        for option, given in (
+            ("queue_timeout", node.queue_timeout),
+            ("heartbeat", node.heartbeat),
+            ("priority", node.priority != DEFAULT_PRIORITY),
+            ("compensate", node.compensate is not None),
+            ("affinity", node.affinity),
+            ("hook", node.hook_after),
+        ):
+            if given:
+                yield _later(f"{path}.{option}", f"the option {option}")
+        if isinstance(node.kind, Nop):
+            yield from _idle_options(node, path)
+    if playbook.output_schema is not UNSET:
+        yield _later("output_schema", "output_schema")
+
+
+def _later(path: str, what: str) -> Finding:
+    return Finding("NOT_AVAILABLE", path, f"{what} is not available in this version")
+
+
+def _idle_options(node: Node, path: str) -> Iterator[Finding]:
+    """Options that could never have an effect on a node that needs no worker."""
+    for option, given in (
+        ("timeout", node.timeout),
+        ("total_timeout", node.total_timeout),
+        ("retry", node.retry.attempts > 1),
+        ("before", node.before),
+        ("after", node.after),
+        ("env", node.env is not UNSET),
+    ):
+        if given:
+            message = f"{option} has no effect on a nop"
+            yield Finding("OPTION_WITHOUT_EFFECT", f"{path}.{option}", message, mend="remove it")
+
+
+def _data(playbook: Playbook, ancestors: dict[str, set[str]]) -> Iterator[Finding]:
+    """Templates and conditions: syntax, and references that lead somewhere."""
+    codes = {node.code for node in playbook.nodes}
+    for node in playbook.nodes:
+        if node.input is not UNSET:
+            visible = ancestors.get(node.code, codes)
+            yield from _template(node.input, f"nodes.{node.code}.input", codes, visible, node.code)
+    for index, edge in enumerate(playbook.edges):
+        if edge.kind is not EdgeKind.CHOICE:
+            continue
+        path = f"edges[{index}].when"
+        visible = ancestors.get(edge.source, codes) | {edge.source}
+        try:
+            condition = Expression(edge.when)
+        except ExpressionSyntaxError as error:
+            message = f"{error} (at {error.position + 1})"
+            yield Finding("EXPRESSION_INVALID", path, message, shorten(edge.when))
+            continue
+        for reference in condition.references:
+            yield from _reference(reference, path, codes, visible, edge.source)
+    if playbook.output is not UNSET:
+        yield from _template(playbook.output, "output", codes, codes, "")
+
+
+def _template(
+    value: Any, path: str, codes: set[str], visible: set[str], owner: str
+) -> Iterator[Finding]:
+    try:
+        template: Template = compile_template(value)
+    except TemplateSyntaxError as error:
+        where = f"{path}.{error.path}" if error.path else path
+        where = where.replace(".[", "[")
+        mend = r"to write a text that begins with $, begin it with $\ "[:-1]
+        code = "EXPRESSION_INVALID" if "${" in error.text else "REFERENCE_INVALID"
+        if not error.text:
+            mend = f"nest at most {MAX_DEPTH} deep"
+        yield Finding(code, where, str(error), shorten(error.text), mend)
+        return
+    for reference in references_of(template):
+        yield from _reference(reference, path, codes, visible, owner)
+
+
+def _reference(
+    reference: Reference, path: str, codes: set[str], visible: set[str], owner: str
+) -> Iterator[Finding]:
+    text = reference.text
+    if reference.root in (Root.ITEM, Root.INDEX):
+        message = f"{text} means something inside a map only"
+        yield Finding("REFERENCE_OUT_OF_PLACE", path, message, text)
+    elif reference.root is Root.HERE:
+        message = f"{text} means something inside a filter only"
+        yield Finding("REFERENCE_OUT_OF_PLACE", path, message, text)
+    elif reference.root is Root.LAST and not owner:
+        message = "$$ has no meaning in the playbook's output"
+        yield Finding("REFERENCE_OUT_OF_PLACE", path, message, text, "name the node: $.<node>")
+    elif reference.root is Root.NODE and reference.code not in codes:
+        message = f"{text} names a node that does not exist"
+        close = difflib.get_close_matches(reference.code, sorted(codes), 1)
+        mend = f"did you mean $.{close[0]}?" if close else f"nodes are {', '.join(sorted(codes))}"
+        yield Finding("REFERENCE_UNKNOWN", path, message, text, shorten(mend, 200))
+    elif reference.root is Root.NODE and reference.code not in visible:
+        message = f"{reference.code} cannot have run before {owner}: no way leads from it to there"
+        mend = f"draw an edge that leads from {reference.code} to {owner}, or read another node"
+        yield Finding("REFERENCE_NOT_ANCESTOR", path, message, text, mend)
+
+
+def _choices(playbook: Playbook) -> Iterator[Finding]:
+    """Choice edges that can never be taken, where that is plain to see."""
+    by_source: dict[str, list[tuple[int, int, Edge]]] = {}
+    for index, edge in enumerate(playbook.edges):
+        if edge.kind is EdgeKind.CHOICE:
+            by_source.setdefault(edge.source, []).append((edge.priority, index, edge))
+    for edges in by_source.values():
+        earlier: dict[str, int] = {}
+        always: int | None = None
+        for _, index, edge in sorted(edges, key=lambda item: item[:2]):
+            text = "".join(edge.when.split())
+            shadow = always if always is not None else earlier.get(text)
+            if shadow is not None:
+                message = f"edges[{shadow}] is always taken before this one"
+                mend = "change its condition or its priority"
+                yield Finding("CHOICE_SHADOWED", f"edges[{index}].when", message, edge.when, mend)
+            earlier.setdefault(text, index)
+            if text == "true" and always is None:
+                always = index

@@ -1,0 +1,1 @@
+"""Playbooks as text: YAML or JSON to data with positions, to a `Playbook`, and back."""

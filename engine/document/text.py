@@ -1,0 +1,187 @@
+"""YAML or JSON text to plain data, remembering where everything stands.
+
+YAML is read by its 1.2 core rules, so that `on:` is a key and `no` a string; anchors are bounded
+and duplicate keys refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from engine.core.findings import Finding
+from engine.core.playbook import MAX_DOCUMENT
+
+MAX_DEPTH = 64
+MAX_VALUES = 200_000
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Counted from 1."""
+
+    line: int
+    column: int
+
+
+@dataclass(slots=True)
+class Document:
+    """`positions` tells where the value at a path begins; for a key, where the key stands."""
+
+    data: Any
+    positions: dict[Path, Position] = field(default_factory=dict)
+
+    def locate(self, path: Path) -> Position | None:
+        """The position of the path or of the nearest thing around it."""
+        while path not in self.positions:
+            if not path:
+                return None
+            path = path[:-1]
+        return self.positions[path]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe types only, with the scalars of YAML 1.2."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def read_text(text: str) -> tuple[Document | None, list[Finding]]:
+    """The document, or the findings that kept it from being read."""
+    if len(text.encode()) > MAX_DOCUMENT:
+        return None, [
+            Finding("DOCUMENT_TOO_LARGE", "", f"the document is larger than {MAX_DOCUMENT} bytes")
+        ]
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        return None, [_malformed(error)]
+    except (yaml.YAMLError, RecursionError) as error:
+        return None, [Finding("DOCUMENT_MALFORMED", "", f"not YAML or JSON: {error}")]
+    if root is None:
+        return None, [Finding("DOCUMENT_EMPTY", "", "the document is empty", line=1, column=1)]
+    reader = _Reader()
+    try:
+        data = reader.value(root, (), 0)
+    except _Refused as refused:
+        return None, [refused.finding]
+    return Document(data, reader.positions), reader.findings
+
+
+def _malformed(error: yaml.MarkedYAMLError) -> Finding:
+    mark = error.problem_mark or error.context_mark
+    message = " ".join(part for part in (error.context, error.problem) if part)
+    return Finding(
+        "DOCUMENT_MALFORMED",
+        "",
+        f"not YAML or JSON: {message}",
+        mend="check indentation, brackets and quotes at this place",
+        line=mark.line + 1 if mark else 0,
+        column=mark.column + 1 if mark else 0,
+    )
+
+
+class _Refused(Exception):
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+class _Reader:
+    """Turns YAML nodes into data. Aliases are followed within the bound on values, which stops
+    the doubling kind of bomb."""
+
+    def __init__(self) -> None:
+        self.positions: dict[Path, Position] = {}
+        self.findings: list[Finding] = []
+        self._values = 0
+        self._scalars = _Loader("")
+
+    def value(self, node: yaml.Node, path: Path, depth: int) -> Any:
+        self._values += 1
+        mark = node.start_mark
+        if depth > MAX_DEPTH or self._values > MAX_VALUES:
+            bound = f"deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else f"over {MAX_VALUES} values"
+            raise _Refused(
+                Finding("DOCUMENT_TOO_LARGE", "", f"the document goes {bound}", line=mark.line + 1)
+            )
+        self.positions.setdefault(path, Position(mark.line + 1, mark.column + 1))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return [
+                self.value(item, (*path, index), depth + 1) for index, item in enumerate(node.value)
+            ]
+        return self._scalar(node, path)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path, depth: int) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            mark = key_node.start_mark
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _Refused(
+                    Finding(
+                        "WRONG_TYPE", dotted(path), "a key must be a string", line=mark.line + 1
+                    )
+                )
+            place = (*path, key)
+            if key in data:
+                self.findings.append(
+                    Finding(
+                        "DUPLICATE_KEY",
+                        dotted(place),
+                        f"{key} stands here a second time",
+                        mend="remove or rename one of them",
+                        line=mark.line + 1,
+                        column=mark.column + 1,
+                    )
+                )
+            self.positions[place] = Position(mark.line + 1, mark.column + 1)
+            data[key] = self.value(value_node, place, depth + 1)
+        return data
+
+    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+        try:
+            value = self._scalars.construct_object(node)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError) as error:
+            mark = node.start_mark
+            message = getattr(error, "problem", None) or str(error)
+            raise _Refused(
+                Finding(
+                    "DOCUMENT_MALFORMED",
+                    dotted(path),
+                    f"not a plain value: {message}",
+                    line=mark.line + 1,
+                    column=mark.column + 1,
+                )
+            ) from error
+        if isinstance(value, float) and value in (float("inf"), float("-inf")):
+            raise _Refused(
+                Finding("WRONG_TYPE", dotted(path), "the number is too large for JSON")
+            )
+        return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def dotted(path: Path) -> str:
+    """`nodes.pay.retry`, `edges[3].when`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text
