@@ -61,8 +61,7 @@ Effect = Dispatch | Cancel | Wake | Notify
 
 
 def effects_of(graph: Graph, state: TraceState, event: Event) -> Iterator[Effect]:
-    """What the event owes. Call it right after the event was applied, except for `TraceEnded`,
-    whose cancellations are what was under way before (`under_way`)."""
+    """What the event owes. Call it once the event was applied."""
     if isinstance(event, TaskScheduled):
         yield Dispatch(event.node, event.attempt)
         yield from _attempt_timers(graph, state.nodes[event.node], event.node)
@@ -77,16 +76,10 @@ def effects_of(graph: Graph, state: TraceState, event: Event) -> Iterator[Effect
         if graph.drawn.timeout:
             yield _trace_timer(graph, state)
     elif isinstance(event, TraceEnded):
+        for index, node in enumerate(state.nodes):
+            if node.status is NodeStatus.CANCELLED and node.attempt:
+                yield Cancel(index, node.attempt)
         yield Notify()
-
-
-def under_way(state: TraceState) -> list[Cancel]:
-    """The attempts that workers may be busy with."""
-    return [
-        Cancel(index, node.attempt)
-        for index, node in enumerate(state.nodes)
-        if node.status is NodeStatus.QUEUED and not node.retry_at
-    ]
 
 
 def owed(graph: Graph, state: TraceState) -> Iterator[Effect]:

@@ -111,6 +111,28 @@ def decide(graph: Graph, state: TraceState, command: Command, now: int) -> list[
     return turn.events
 
 
+def resume(graph: Graph, state: TraceState, now: int) -> list[Event]:
+    """What was left undecided when a crash cut a turn's events in two. Empty for a trace whose
+    turns are whole."""
+    turn = _Turn(graph, state, now)
+    for node, current in zip(graph.nodes, state.nodes, strict=True):
+        if current.status is NodeStatus.PENDING and _decidable(node, current):
+            turn.ready.append(node.index)
+        elif current.failure is not None and current.status.settled and not _handled(state, node):
+            turn.end_failed(current.failure)
+            return turn.events
+    turn.run()
+    return turn.events
+
+
+def _handled(state: TraceState, node: GraphNode) -> bool:
+    return any(node.index in state.nodes[edge.target].taken for edge in node.errors)
+
+
+def _decidable(node: GraphNode, state: NodeState) -> bool:
+    return state.unresolved == 0 or (bool(state.taken) and node.join is Join.ANY)
+
+
 def is_current(state: TraceState, node: int, attempt: int) -> bool:
     """Whether this attempt still wants a result."""
     if state.status.ended or not 0 <= node < len(state.nodes):
@@ -293,10 +315,7 @@ class _Turn:
 
     def _follow(self, node: GraphNode) -> None:
         for edge in node.outgoing:
-            target = self.state.nodes[edge.target]
-            if target.unresolved == 0 or (
-                target.taken and self.graph.nodes[edge.target].join is Join.ANY
-            ):
+            if _decidable(self.graph.nodes[edge.target], self.state.nodes[edge.target]):
                 self.ready.append(edge.target)
 
     def _finish(self) -> None:
@@ -306,6 +325,9 @@ class _Turn:
             self._end(TraceStatus.FAILED, Failure(Code.OUTPUT_MAPPING, str(error)))
             return
         self._emit(TraceEnded(TraceStatus.SUCCEEDED, output))
+
+    def end_failed(self, failure: Failure) -> None:
+        self._end(TraceStatus.FAILED, failure)
 
     def _end(self, status: TraceStatus, failure: Failure) -> None:
         self._emit(TraceEnded(status, None, failure))

@@ -17,11 +17,10 @@ MAX_EDGES = 10_000
 MAX_DOCUMENT = 1_048_576  # bytes
 
 
-class Unset(msgspec.Struct, frozen=True):
-    """Stands for a template that was not given; None is a template (JSON null)."""
+UNSET = msgspec.UNSET
+"""Stands for a template that was not given; None is a template (JSON null)."""
 
-
-UNSET = Unset()
+Template = Any | msgspec.UnsetType
 
 
 class Task(msgspec.Struct, frozen=True, tag="task"):
@@ -90,7 +89,7 @@ class Retry(msgspec.Struct, frozen=True):
 
 class Compensation(msgspec.Struct, frozen=True):
     function: str
-    input: Any = UNSET
+    input: Template = UNSET
 
 
 DEFAULT_PRIORITY = 5
@@ -99,7 +98,7 @@ DEFAULT_PRIORITY = 5
 class Node(msgspec.Struct, frozen=True):
     code: str
     kind: Kind
-    input: Any = UNSET
+    input: Template = UNSET
     join: Join = Join.ALL
     timeout: int = 0
     queue_timeout: int = 0
@@ -109,7 +108,7 @@ class Node(msgspec.Struct, frozen=True):
     priority: int = DEFAULT_PRIORITY
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    env: Any = UNSET
+    env: Template = UNSET
     compensate: Compensation | None = None
     affinity: bool = False
     hook_after: bool = False
@@ -132,18 +131,18 @@ class Playbook(msgspec.Struct, frozen=True):
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...] = ()
     description: str = ""
-    input_schema: Any = UNSET
-    output_schema: Any = UNSET
+    input_schema: Template = UNSET
+    output_schema: Template = UNSET
     env: dict[str, Any] = {}  # noqa: RUF012  (msgspec copies mutable defaults)
     timeout: int = 0
-    output: Any = UNSET
+    output: Template = UNSET
 
     @property
     def full_name(self) -> str:
         return f"{self.app}/{self.name}"
 
 
-_canonical = msgspec.json.Encoder(order="sorted", enc_hook=lambda value: {"unset": True})
+_canonical = msgspec.json.Encoder(order="sorted")
 
 
 def canonical(playbook: Playbook) -> bytes:

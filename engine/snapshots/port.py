@@ -112,9 +112,7 @@ class Snapshots(Protocol):
         `since` that revision misses nothing and repeats nothing."""
         ...
 
-    async def commit(
-        self, require: Sequence[Require], do: Sequence[Put | Delete]
-    ) -> int | None:
+    async def commit(self, require: Sequence[Require], do: Sequence[Put | Delete]) -> int | None:
         """If every requirement holds, does all of `do` at once and returns its revision;
         otherwise changes nothing and returns None. At most 100 operations, each key at most
         once. A put on a lease that has ended raises `LeaseLost`."""

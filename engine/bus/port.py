@@ -1,0 +1,150 @@
+"""The bus: partition logs, queues of frames, and notes that may be lost.
+
+Adapters: `engine.bus.memory` (tests) and `engine.bus.jetstream`; both pass
+`tests/contracts/test_bus.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+MAX_FRAME = 524_288  # bytes we aim for; one item may be larger, up to the server's max_payload
+FRAME_LIMIT = 8_388_608  # bytes: the server's max_payload must be at least this
+
+
+class Fenced(Exception):
+    """Somebody else appended to the log: whoever sees this no longer owns it."""
+
+
+class Log(Protocol):
+    """An append-only sequence of frames with one writer at a time.
+
+    Sequences begin at 1 and have no holes. Whoever appends says which sequence is the last; if
+    it is not, the append fails as `Fenced` and nothing is stored. Appends may be in flight
+    together, each expecting the one before it; if one fails, all later ones fail.
+    """
+
+    async def last(self) -> int:
+        """The sequence of the last frame; 0 when there was never one."""
+        ...
+
+    async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
+        """Puts the frame on its way, in the order of the calls. The future gives its sequence
+        once it is on disk, or raises `Fenced`, or `engine.errors.Unavailable` when for half a
+        minute nothing could be learned of it."""
+        ...
+
+    def read(self, after: int, through: int) -> AsyncIterator[tuple[int, bytes]]:
+        """The frames with `after` < sequence <= `through`, in order. Begins at the first that
+        is left when older ones were purged."""
+        ...
+
+    def follow(self, after: int) -> AsyncIterator[tuple[int, bytes]]:
+        """The frames after `after`, in order, for as long as the caller iterates."""
+        ...
+
+    async def purge(self, through: int) -> None:
+        """Forgets all frames up to and including this sequence."""
+        ...
+
+
+class Delivery(Protocol):
+    """One frame out of a queue, ours until it is acknowledged, given back, or time runs out."""
+
+    @property
+    def data(self) -> bytes: ...
+
+    @property
+    def sequence(self) -> int:
+        """Its number in the queue, the same at every delivery."""
+        ...
+
+    @property
+    def redelivered(self) -> bool:
+        """True when it was delivered to somebody before."""
+        ...
+
+    async def ack(self) -> None:
+        """It is done with and leaves the queue."""
+        ...
+
+    async def give_back(self, delay: float = 0.0) -> None:
+        """Somebody else shall have it, `delay` seconds from now."""
+        ...
+
+    async def working(self) -> None:
+        """Still at it: the time begins anew."""
+        ...
+
+
+class Intake(Protocol):
+    """A consumer that takes only what it asks for."""
+
+    async def ask(self, frames: int) -> None:
+        """Replaces what is asked for: up to `frames` more deliveries to `handle`."""
+        ...
+
+    async def floor(self) -> int:
+        """Every frame of this consumer up to this sequence is acknowledged for good."""
+        ...
+
+    async def close(self) -> None:
+        """Asks for no more. What was not acknowledged goes to others."""
+        ...
+
+
+Handle = Callable[[Delivery], Awaitable[None]]
+Hear = Callable[[str, bytes], Awaitable[None]]
+
+
+class Listening(Protocol):
+    async def close(self) -> None: ...
+
+
+class Bus(Protocol):
+    """All of it. Errors: `engine.errors.Unavailable` when the server is out of reach."""
+
+    def partition_log(self, partition: int) -> Log: ...
+
+    def checkpoint_log(self, partition: int) -> Log: ...
+
+    async def offer_trigger(
+        self, partition: int, priority: int, frame: bytes
+    ) -> asyncio.Future[int]:
+        """Puts a frame of triggers on its way; the future completes when it is on disk."""
+        ...
+
+    async def offer_tasks(
+        self, app: str, function: str, priority: int, frame: bytes
+    ) -> asyncio.Future[int]:
+        """Puts a frame of tasks on its way; the future completes when the queue has it."""
+        ...
+
+    async def take_triggers(self, partition: int, handle: Handle) -> Intake: ...
+
+    async def take_tasks(self, app: str, function: str, handle: Handle) -> Intake: ...
+
+    async def tell(self, subject: str, data: bytes) -> None:
+        """A note for whoever listens now; it may be lost."""
+        ...
+
+    async def listen(self, subject: str, hear: Hear) -> Listening:
+        """Notes on a subject (`*` stands for one part). When the call returns, nothing that is
+        told afterwards is missed while the connection lasts."""
+        ...
+
+    async def bury(self, subject: str, frame: bytes, code: str, message: str) -> None:
+        """Puts a frame that cannot be processed aside, with the reason."""
+        ...
+
+    async def tasks_identity(self) -> str:
+        """Names the task queue in its present life: another text means that it lost all."""
+        ...
+
+    def on_tasks_lost(self, call: Callable[[], None]) -> None:
+        """Calls back when the task queue lost what it held (it may live in memory only)."""
+        ...
+
+    async def close(self) -> None: ...

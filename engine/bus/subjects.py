@@ -1,0 +1,37 @@
+"""Names on the bus, in one place."""
+
+from __future__ import annotations
+
+TRIGGER_STREAM = "FLOW_TRIGGER"
+TASK_STREAM = "FLOW_TASK"
+DEAD_STREAM = "FLOW_DEAD"
+CANCEL = "flow.cancel"
+PROJECTED = "flow.projected"
+
+
+def log_stream(partition: int) -> str:
+    return f"FLOW_LOG_{partition}"
+
+
+def log_subject(partition: int) -> str:
+    return f"flow.log.{partition}"
+
+
+def checkpoint_stream(partition: int) -> str:
+    return f"FLOW_CHECKPOINT_{partition}"
+
+
+def checkpoint_subject(partition: int) -> str:
+    return f"flow.checkpoint.{partition}"
+
+
+def trigger_subject(partition: int, priority: int) -> str:
+    return f"flow.trigger.{partition}.{priority}"
+
+
+def task_subject(app: str, function: str, priority: int) -> str:
+    return f"flow.task.{app}.{function}.{priority}"
+
+
+def done_subject(trace_id: str) -> str:
+    return f"flow.done.{trace_id}"

@@ -1,0 +1,158 @@
+"""A partition's log: frames of events, and the fold of them.
+
+The byte form is MessagePack of arrays (decision 0001). Fields are only ever appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from engine.core.events import Event, TraceEnded, TraceStarted
+from engine.core.graph import Graph
+from engine.core.state import TraceState, apply, begin
+
+VERSION = 1
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """What one turn did to one trace."""
+
+    trace_id: bytes
+    events: list[Event]
+
+
+class Frame(msgspec.Struct, array_like=True):
+    """One append. `number` counts the frames of this epoch from 0; frame 0 opens the epoch.
+    `at` is the owner's clock, milliseconds since 1970. Triggers up to `trigger_floor` are
+    acknowledged for good and will never come again."""
+
+    version: int
+    partition: int
+    epoch: int
+    number: int
+    at: int
+    trigger_floor: int
+    entries: list[Entry]
+    handover: str = ""  # in a clean owner's last frame: the task queue that holds its dispatches
+
+
+_encoder = msgspec.msgpack.Encoder()
+_frame_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def encode_frame(frame: Frame) -> bytes:
+    return _encoder.encode(frame)
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Errors: `ValueError` when the bytes are no frame of a version that this code knows."""
+    try:
+        frame = _frame_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a log frame: {error}") from error
+    if frame.version != VERSION:
+        raise ValueError(f"the log frame has version {frame.version}; this code reads {VERSION}")
+    return frame
+
+
+class PartitionState(msgspec.Struct, array_like=True):
+    """The fold of a log up to and including `sequence`. `triggers` holds the sequences of
+    triggers above `trigger_floor` that have started a trace."""
+
+    sequence: int = 0
+    epoch: int = 0
+    trigger_floor: int = 0
+    triggers: set[int] = set()
+    handover: str = ""
+    traces: dict[bytes, TraceState] = {}
+
+
+GraphOf = Callable[[int], Graph]
+
+
+def fold(state: PartitionState, sequence: int, frame: Frame, graph_of: GraphOf) -> set[bytes]:
+    """Applies a frame; returns the traces that it touched. A frame of an epoch lower than one
+    seen before is a deposed owner's and cannot stand in a fenced log.
+
+    Errors: `ValueError` for such a frame or a hole in the sequence.
+    """
+    if frame.epoch < state.epoch:
+        raise ValueError(f"frame {sequence} has epoch {frame.epoch} after {state.epoch}")
+    state.sequence = sequence
+    state.epoch = frame.epoch
+    state.handover = frame.handover
+    raise_floor(state, frame.trigger_floor)
+    touched: set[bytes] = set()
+    for entry in frame.entries:
+        touched.add(entry.trace_id)
+        _fold_entry(state, entry, frame.at, graph_of)
+    return touched
+
+
+def raise_floor(state: PartitionState, floor: int) -> None:
+    if floor > state.trigger_floor:
+        state.trigger_floor = floor
+        state.triggers = {sequence for sequence in state.triggers if sequence > floor}
+
+
+def _fold_entry(state: PartitionState, entry: Entry, at: int, graph_of: GraphOf) -> None:
+    for event in entry.events:
+        if isinstance(event, TraceStarted):
+            graph = graph_of(event.snapshot_id)
+            state.traces[entry.trace_id] = begin(graph, entry.trace_id, event, at)
+            if event.trigger:
+                state.triggers.add(event.trigger)
+            continue
+        trace = state.traces[entry.trace_id]
+        apply(graph_of(trace.snapshot_id), trace, event, at)
+        if isinstance(event, TraceEnded):
+            del state.traces[entry.trace_id]
+
+
+def snapshots_in(frame: Frame) -> set[tuple[int, int]]:
+    """(playbook, snapshot) of every trace that starts in the frame."""
+    return {
+        (event.playbook_id, event.snapshot_id)
+        for entry in frame.entries
+        for event in entry.events
+        if isinstance(event, TraceStarted)
+    }
+
+
+class Checkpoint(msgspec.Struct, array_like=True):
+    """A piece of a partition's state as of `sequence`: the traces that changed since the
+    checkpoint before, and those that ended. A full one stands alone. Parts of one checkpoint
+    share `sequence` and count from 0; it holds once part `parts - 1` is there."""
+
+    version: int
+    sequence: int
+    epoch: int
+    trigger_floor: int
+    triggers: list[int]
+    full: bool
+    part: int
+    parts: int
+    traces: list[TraceState]
+    gone: list[bytes]
+
+
+_checkpoint_decoder = msgspec.msgpack.Decoder(Checkpoint)
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    return _encoder.encode(checkpoint)
+
+
+def decode_checkpoint(data: bytes) -> Checkpoint:
+    """Errors: `ValueError`."""
+    try:
+        return _checkpoint_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a checkpoint: {error}") from error
+
+
+def size_of(trace: TraceState) -> int:
+    """Bytes of the trace in a checkpoint."""
+    return len(_encoder.encode(trace))

@@ -1,0 +1,44 @@
+"""Trace ids: 128 bits, time-ordered (UUIDv7), and routable.
+
+The twelve bits after the version hold a bucket, `partition = bucket mod partitions`; the four bits
+after the variant hold the SQL shard, the snapshot's id modulo ten. So a call about a trace finds
+its owner and its table from the id alone.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+BUCKETS = 4_096
+SHARDS = 10
+_HEX = re.compile(r"[0-9a-f]{32}")
+
+
+def mint(now: int, snapshot_id: int) -> bytes:
+    """A new id of a trace of this snapshot. `now` is milliseconds since 1970."""
+    return make(now, secrets.randbelow(BUCKETS), snapshot_id % SHARDS, secrets.randbits(58))
+
+
+def make(now: int, bucket: int, shard: int, chance: int) -> bytes:
+    value = (now & (1 << 48) - 1) << 80
+    value |= 7 << 76 | bucket << 64
+    value |= 0b10 << 62 | shard << 58 | chance
+    return value.to_bytes(16, "big")
+
+
+def bucket_of(trace_id: bytes) -> int:
+    return int.from_bytes(trace_id[6:8], "big") & (BUCKETS - 1)
+
+
+def partition_of(trace_id: bytes, partitions: int) -> int:
+    return bucket_of(trace_id) % partitions
+
+
+def shard_of(trace_id: bytes) -> int:
+    return (trace_id[8] >> 2 & 0b1111) % SHARDS
+
+
+def parse_trace_id(text: str) -> bytes | None:
+    """The 16 bytes of 32 hex digits, or None."""
+    return bytes.fromhex(text) if _HEX.fullmatch(text) else None

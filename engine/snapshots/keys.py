@@ -1,0 +1,56 @@
+"""Names in the space where the services agree, in one place."""
+
+from __future__ import annotations
+
+ROOT = "/flow/"
+PARTITIONS = "/flow/partition/"
+DISPATCHERS = "/flow/dispatcher/"
+INSTANCES = "/flow/instance/"
+WORKERS = "/flow/worker/"
+PLAYBOOKS = "/flow/playbook/"
+NAMES = "/flow/name/"
+APPS = "/flow/app/"
+SNAPSHOTS = "/flow/snapshot/"
+REVOKED = "/flow/revoked/"
+FUNCTIONS = "/flow/function/"
+PROJECTIONS = "/flow/projection/"
+CLUSTER = "/flow/cluster"
+LEADER = "/flow/leader"
+
+
+def partition(number: int) -> str:
+    return f"{PARTITIONS}{number}"
+
+
+def snapshot(playbook_id: int, snapshot_id: int) -> str:
+    return f"{SNAPSHOTS}{playbook_id}/{snapshot_id}"
+
+
+def active(playbook_id: int) -> str:
+    """Holds `version_<snapshot id>`."""
+    return f"{PLAYBOOKS}{playbook_id}"
+
+
+def name(full_name: str) -> str:
+    """Holds the playbook's number."""
+    return f"{NAMES}{full_name}"
+
+
+def app(app_name: str) -> str:
+    return f"{APPS}{app_name}"
+
+
+def worker(worker_id: str) -> str:
+    return f"{WORKERS}{worker_id}"
+
+
+def revoked(token_id: str) -> str:
+    return f"{REVOKED}{token_id}"
+
+
+def function(full_name: str) -> str:
+    return f"{FUNCTIONS}{full_name}"
+
+
+def projection(partition_number: int) -> str:
+    return f"{PROJECTIONS}{partition_number}"

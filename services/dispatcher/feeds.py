@@ -1,0 +1,199 @@
+"""The tasks of one function on their way from the bus to the workers of this gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from engine.bus.port import Bus, Delivery, Intake
+from engine.errors import Unavailable
+from magicflow.v1.task_pb2 import Task, TaskFrame
+from services.dispatcher.sessions import Session
+
+WORKING_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
+MAX_FRAMES_ASKED = 64
+_log = structlog.get_logger(__name__)
+
+TaskKey = tuple[bytes, str, int]  # trace, node, attempt
+
+
+def key_of(task: Task) -> TaskKey:
+    return task.id.trace_id, task.id.node, task.id.attempt
+
+
+@dataclass(slots=True, eq=False)
+class HeldFrame:
+    """A frame of the bus that is ours until every task in it is done with."""
+
+    delivery: Delivery
+    open: int
+
+
+@dataclass(slots=True, eq=False)
+class HeldTask:
+    """A task between the bus and its result. `session` is the worker that has it."""
+
+    task: Task
+    frame: HeldFrame
+    feed: Feed
+    session: Session | None = None
+    done: bool = False
+
+
+class Holding:
+    """Every task that this gateway holds, so that a second copy is recognised."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[TaskKey, HeldTask] = {}
+
+    async def finish(self, held: HeldTask) -> None:
+        """The task needs nothing more; its frame leaves the bus with its last task."""
+        if held.done:
+            return
+        held.done = True
+        self.tasks.pop(key_of(held.task), None)
+        held.frame.open -= 1
+        if held.frame.open == 0:
+            held.feed.frames.discard(held.frame)
+            await held.frame.delivery.ack()
+
+
+Recheck = Callable[[int, list[Task]], Awaitable[list[bool]]]
+
+
+@dataclass(slots=True, eq=False)
+class Feed:
+    """One function. Takes from the bus no more than its workers have free slots."""
+
+    function: str
+    bus: Bus
+    holding: Holding
+    recheck: Recheck
+    sessions: list[Session] = field(default_factory=list)
+    waiting: deque[HeldTask] = field(default_factory=deque)
+    frames: set[HeldFrame] = field(default_factory=set)
+    _intake: Intake | None = None
+    _keeper: asyncio.Task[None] | None = None
+    _per_frame: float = 1.0
+    _next: int = 0
+
+    async def open(self) -> None:
+        app, _, name = self.function.partition("/")
+        self._intake = await self.bus.take_tasks(app, name, self._delivered)
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Gives back what no worker has taken up."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._intake is not None:
+            await self._intake.close()
+        await self.give_back(list(self.waiting))
+        self.waiting.clear()
+
+    async def _delivered(self, delivery: Delivery) -> None:
+        try:
+            frame = TaskFrame.FromString(delivery.data)
+        except Exception as error:
+            _log.error("task frame cannot be read", function=self.function, why=str(error))
+            with contextlib.suppress(Unavailable, TimeoutError):
+                await self.bus.bury(f"task.{self.function}", delivery.data, "TASK_UNREADABLE", "")
+                await delivery.ack()
+            return
+        tasks = list(frame.tasks)
+        if delivery.redelivered:
+            wanted = await self.recheck(frame.partition, tasks)
+            tasks = [task for task, owed in zip(tasks, wanted, strict=True) if owed]
+        fresh = [task for task in tasks if key_of(task) not in self.holding.tasks]
+        self._per_frame = 0.8 * self._per_frame + 0.2 * max(1, len(frame.tasks))
+        if not fresh:
+            await delivery.ack()
+        else:
+            held_frame = HeldFrame(delivery, len(fresh))
+            self.frames.add(held_frame)
+            for task in fresh:
+                held = HeldTask(task, held_frame, self)
+                self.holding.tasks[key_of(task)] = held
+                self.waiting.append(held)
+        await self.pump()
+
+    async def pump(self) -> None:
+        """Gives waiting tasks to workers with free slots, then asks the bus for what is left."""
+        while self.waiting:
+            session = self._free()
+            if session is None:
+                break
+            held = self.waiting.popleft()
+            if not held.done:
+                held.session = session
+                session.assign(key_of(held.task), held.task)
+        if self._intake is not None:
+            await self._intake.ask(self._demand())
+
+    def _free(self) -> Session | None:
+        """The next worker in turn that has a free slot and takes this function."""
+        for step in range(len(self.sessions)):
+            session = self.sessions[(self._next + step) % len(self.sessions)]
+            if session.credit > 0 and self.function not in session.paused:
+                self._next = (self._next + step + 1) % len(self.sessions)
+                return session
+        return None
+
+    def _demand(self) -> int:
+        free = sum(
+            max(0, session.credit)
+            for session in self.sessions
+            if self.function not in session.paused
+        )
+        wanted = free - len(self.waiting)
+        if wanted <= 0:
+            return 0
+        return min(MAX_FRAMES_ASKED, max(1, int(wanted / self._per_frame)))
+
+    async def reclaim(self, held: HeldTask) -> None:
+        """The worker is gone or gave the task back: somebody else shall have it."""
+        held.session = None
+        if self.sessions:
+            self.waiting.appendleft(held)
+        else:
+            await self.give_back([held])
+
+    async def give_back(self, tasks: list[HeldTask]) -> None:
+        """Puts tasks on the bus for other gateways. The new frame is there before the old one
+        is acknowledged, so that nothing is lost between."""
+        open_tasks = [held for held in tasks if not held.done]
+        if not open_tasks:
+            return
+        app, _, name = self.function.partition("/")
+        by_partition: dict[tuple[int, int], list[HeldTask]] = {}
+        for held in open_tasks:
+            by_partition.setdefault((held.task.priority, held.task.epoch), []).append(held)
+        for (priority, epoch), group in by_partition.items():
+            frame = TaskFrame(
+                partition=_partition(group[0]),
+                epoch=epoch,
+                function=self.function,
+                tasks=[held.task for held in group],
+            )
+            sent = await self.bus.offer_tasks(app, name, priority, frame.SerializeToString())
+            await asyncio.wait_for(sent, 5.0)
+            for held in group:
+                await self.holding.finish(held)
+
+    async def _keep(self) -> None:
+        """Tells the bus about frames that take long."""
+        while True:
+            await asyncio.sleep(WORKING_EVERY)
+            for frame in list(self.frames):
+                await frame.delivery.working()
+            with contextlib.suppress(Unavailable):
+                await self.pump()
+
+
+def _partition(held: HeldTask) -> int:
+    return TaskFrame.FromString(held.frame.delivery.data).partition

@@ -1,0 +1,396 @@
+"""Where workers meet the engine: sessions, feeds and the way of results.
+
+A task that a worker holds is ours on the bus for as long as the worker's stream proves alive;
+when the stream ends, its tasks go to other workers at once. A result is acknowledged to its
+worker only after its owner has committed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+import msgspec
+import structlog
+
+from engine.bus import subjects
+from engine.bus.port import Bus, Listening
+from engine.clock import Clock
+from engine.errors import Invalid, MagicflowError, NotFound, Unavailable
+from engine.ids import partition_of
+from engine.wire import failure as failure_of
+from engine.wire import json_complaint, milliseconds, payload, timestamp
+from magicflow.v1.task_pb2 import (
+    RESULT_VERDICT_ACCEPTED,
+    RESULT_VERDICT_SUPERSEDED,
+    ResultReceipt,
+    Task,
+    TaskFrame,
+    TaskId,
+    TaskResult,
+)
+from magicflow.v1.worker_pb2 import Command, CommandReceipt, TaskProgress, Worker, WorkerHello
+from engine.core.failure import Failure
+from services.dispatcher.feeds import Feed, HeldTask, Holding, key_of
+from services.dispatcher.lanes import FindOwner, Lane
+from services.dispatcher.processor import Result
+from services.dispatcher.roster import Roster
+from services.dispatcher.sessions import Session, TaskKey
+
+MAX_SLOTS = 10_000
+_log = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """All worker sessions of one dispatcher instance."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Clock,
+        partitions: int,
+        find_owner: FindOwner,
+        recheck: object,
+        roster: Roster,
+    ) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._partitions = partitions
+        self._recheck = recheck
+        self._roster = roster
+        self._holding = Holding()
+        self._feeds: dict[str, Feed] = {}
+        self._opening: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._lanes = {
+            number: Lane(number, find_owner, self._committed) for number in range(partitions)
+        }
+        self._answers: dict[TaskKey, list[tuple[Session, TaskId]]] = defaultdict(list)
+        self._listening: Listening | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._watchdog: asyncio.Task[None] | None = None
+        self._command_number = 0
+        self.draining = False
+        self.sessions: dict[str, Session] = {}
+
+    async def open(self) -> None:
+        self._listening = await self._bus.listen(subjects.CANCEL, self._cancelled)
+        self._watchdog = asyncio.create_task(self._watch())
+
+    async def close(self, grace: float) -> None:
+        """Grants nothing more, waits up to `grace` seconds for what runs, gives back the rest."""
+        self.draining = True
+        for session in self.sessions.values():
+            session.draining = True
+        deadline = time.monotonic() + grace
+        while any(s.assigned for s in self.sessions.values()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for lane in self._lanes.values():
+            await lane.close(2.0)
+        for session in list(self.sessions.values()):
+            await self.leave(session)
+        for feed in self._feeds.values():
+            with contextlib.suppress(Unavailable, TimeoutError):
+                await feed.close()
+        if self._listening is not None:
+            await self._listening.close()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        for task in list(self._background):
+            task.cancel()
+
+    # Sessions.
+
+    async def join(self, app: str, hello: WorkerHello) -> Session:
+        """A session for a worker whose token is good for `app`.
+
+        Errors: `Invalid` for a hello that breaks the rules, `Unavailable`.
+        """
+        if self.draining:
+            raise Unavailable("this dispatcher is shutting down; connect again", retry_after=0.5)
+        _check_hello(app, hello)
+        worker_id = hello.worker_id or f"{app}-{int(time.time() * 1_000):x}-{len(self.sessions)}"
+        former = self.sessions.get(worker_id)
+        if former is not None:
+            await self.leave(former)
+        session = Session(worker_id, app, hello, hello.slots, self._clock.now())
+        session.assigned.update(self._adopt(session, hello.resumed))
+        self.sessions[worker_id] = session
+        for function in session.functions:
+            feed = await self._feed(function)
+            feed.sessions.append(session)
+        self._roster.joined(self.describe(session))
+        _log.info("worker joined", worker=worker_id, functions=session.functions)
+        for function in session.functions:
+            await self._feeds[function].pump()
+        return session
+
+    def _adopt(self, session: Session, resumed: Iterable[TaskId]) -> set[TaskKey]:
+        """Tasks that a reconnecting worker still works on stay with it."""
+        adopted: set[TaskKey] = set()
+        for task in resumed:
+            key = (task.trace_id, task.node, task.attempt)
+            held = self._holding.tasks.get(key)
+            if held is not None and held.session is None and held in held.feed.waiting:
+                held.feed.waiting.remove(held)
+                held.session = session
+                adopted.add(key)
+        return adopted
+
+    async def leave(self, session: Session) -> None:
+        """The session is over: what it had goes to others."""
+        if self.sessions.get(session.worker_id) is not session:
+            return
+        del self.sessions[session.worker_id]
+        session.close()
+        feeds = [self._feeds[name] for name in session.functions]
+        for feed in feeds:
+            if session in feed.sessions:
+                feed.sessions.remove(session)
+        lost = [self._holding.tasks[key] for key in session.assigned if key in self._holding.tasks]
+        for held in lost:
+            if held.session is session:
+                await self._reclaim(held)
+        self._roster.left(session.worker_id)
+        for future in session.commands_waiting.values():
+            if not future.done():
+                future.set_exception(NotFound("the worker is gone", reason="WORKER_NOT_FOUND"))
+        _log.info("worker left", worker=session.worker_id, tasks_reassigned=len(lost))
+        for feed in feeds:
+            with contextlib.suppress(Unavailable):
+                await feed.pump()
+
+    async def _reclaim(self, held: HeldTask) -> None:
+        try:
+            await held.feed.reclaim(held)
+        except (Unavailable, TimeoutError):
+            # The bus gives the frame to somebody else when our time on it runs out.
+            held.feed.waiting.append(held)
+
+    async def _feed(self, function: str) -> Feed:
+        async with self._opening[function]:
+            feed = self._feeds.get(function)
+            if feed is None:
+                feed = Feed(function, self._bus, self._holding, self._recheck)  # type: ignore[arg-type]
+                await feed.open()
+                self._feeds[function] = feed
+            return feed
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for session in list(self.sessions.values()):
+                if not session.alive():
+                    _log.warning("worker is silent", worker=session.worker_id)
+                    await self.leave(session)
+
+    # What workers say.
+
+    def heard(self, session: Session) -> None:
+        session.heard = time.monotonic()
+
+    def results(self, session: Session, results: Iterable[TaskResult]) -> None:
+        """Frees the slots and sends the results on; receipts follow after the commit."""
+        by_partition: dict[int, list[Result]] = defaultdict(list)
+        for message in results:
+            key = (message.id.trace_id, message.id.node, message.id.attempt)
+            session.assigned.discard(key)
+            if len(message.id.trace_id) != 16:
+                session.receipt(
+                    ResultReceipt(id=message.id, verdict=3, message="the trace id has not 16 bytes")
+                )
+                continue
+            self._answers[key].append((session, message.id))
+            partition = partition_of(message.id.trace_id, self._partitions)
+            by_partition[partition].append(result_of(message, session.worker_id))
+        for partition, batch in by_partition.items():
+            self._lanes[partition].push(batch)
+        self._refill(session)
+
+    def returned(self, session: Session, tasks: Iterable[TaskId]) -> None:
+        """The worker gives tasks back unfinished."""
+        for task in tasks:
+            key = (task.trace_id, task.node, task.attempt)
+            session.assigned.discard(key)
+            held = self._holding.tasks.get(key)
+            if held is not None and held.session is session:
+                self._spawn(self._reclaim(held))
+        self._refill(session)
+
+    def progress(self, session: Session, items: Iterable[TaskProgress]) -> None:
+        """Signs of life of single tasks; the stream's own liveness covers them today."""
+
+    def receipts(self, session: Session, receipts: Iterable[CommandReceipt]) -> None:
+        for receipt in receipts:
+            future = session.commands_waiting.pop(receipt.id, None)
+            if future is not None and not future.done():
+                future.set_result(receipt)
+
+    def by_token(self, token: str) -> Session | None:
+        """The polled session that a welcome named."""
+        return next((s for s in self.sessions.values() if s.token == token), None)
+
+    def resize(self, session: Session, slots: int) -> None:
+        session.slots = min(slots, MAX_SLOTS)
+        self._refill(session)
+
+    def drain(self, session: Session) -> None:
+        session.draining = True
+        self._roster.joined(self.describe(session))
+
+    def began(self, session: Session, tasks: Iterable[Task]) -> None:
+        """The worker has these tasks now: a note for whoever looks at the traces."""
+        at = self._clock.now()
+        by_partition: dict[int, list[tuple[bytes, str, int, str, int]]] = defaultdict(list)
+        for task in tasks:
+            partition = partition_of(task.id.trace_id, self._partitions)
+            note = (task.id.trace_id, task.id.node, task.id.attempt, session.worker_id, at)
+            by_partition[partition].append(note)
+        for partition, notes in by_partition.items():
+            data = msgspec.msgpack.encode(notes)
+            self._spawn(self._bus.tell(f"flow.began.{partition}", data))
+
+    async def command(self, worker_id: str, command: Command, timeout: float) -> CommandReceipt:
+        """Sends a command and waits for its receipt. Errors: `NotFound`, `TimeoutError`."""
+        session = self.sessions.get(worker_id)
+        if session is None:
+            raise NotFound(f"no worker {worker_id} is connected here", reason="WORKER_NOT_FOUND")
+        self._command_number += 1
+        command.id = f"{self._command_number}"
+        future: asyncio.Future[CommandReceipt] = asyncio.get_running_loop().create_future()
+        session.commands_waiting[command.id] = future
+        session.command(command)
+        self._apply_command(session, command)
+        return await asyncio.wait_for(future, timeout)
+
+    def _apply_command(self, session: Session, command: Command) -> None:
+        """What a command means for the gateway's own picture of the worker."""
+        match command.WhichOneof("what"):
+            case "drain":
+                session.draining = True
+            case "resume":
+                session.draining = False
+            case "set_slots":
+                session.slots = min(command.set_slots, MAX_SLOTS)
+            case "pause_function":
+                session.paused.add(command.pause_function)
+            case "resume_function":
+                session.paused.discard(command.resume_function)
+        self._refill(session)
+
+    def describe(self, session: Session) -> Worker:
+        hello = session.hello
+        return Worker(
+            worker_id=session.worker_id,
+            app=session.app,
+            functions=hello.functions,
+            slots=session.slots,
+            running=len(session.assigned),
+            version=hello.version,
+            labels=hello.labels,
+            host=hello.host,
+            sdk=hello.sdk,
+            connected_at=timestamp(session.connected_at),
+            seen_at=timestamp(self._clock.now()),
+            draining=session.draining,
+        )
+
+    # What the engine says.
+
+    def _committed(self, results: list[tuple[Result, bool]]) -> None:
+        for result, accepted in results:
+            key = (result.trace_id, result.node, result.attempt)
+            verdict = RESULT_VERDICT_ACCEPTED if accepted else RESULT_VERDICT_SUPERSEDED
+            for session, task in self._answers.pop(key, ()):
+                session.receipt(ResultReceipt(id=task, verdict=verdict))
+            held = self._holding.tasks.get(key)
+            if held is not None:
+                if held.session is not None and key in held.session.assigned:
+                    # Somebody else was faster with the same attempt.
+                    held.session.command(Command(id="cancel", cancel=held.task.id))
+                self._spawn(self._holding.finish(held))
+
+    async def _cancelled(self, _subject: str, data: bytes) -> None:
+        for task in TaskFrame.FromString(data).tasks:
+            held = self._holding.tasks.get(key_of(task))
+            if held is None:
+                continue
+            session = held.session
+            if session is not None and not session.withdraw(key_of(task)):
+                session.command(Command(id="cancel", cancel=task.id))
+            await self._holding.finish(held)
+
+    def _refill(self, session: Session) -> None:
+        for function in session.functions:
+            feed = self._feeds.get(function)
+            if feed is not None:
+                self._spawn(feed.pump())
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[arg-type, var-annotated]
+        self._background.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            if not isinstance(error, MagicflowError):
+                _log.error("gateway work failed", why=repr(error))
+
+
+def result_of(message: TaskResult, worker: str) -> Result:
+    output, failure = None, None
+    if message.WhichOneof("outcome") == "failure":
+        failure = failure_of(message.failure)
+    else:
+        output = payload(message.output)
+        complaint = json_complaint(output.data) if output.is_json else ""
+        if complaint:
+            text = f"the function's output is not valid JSON: {complaint}"
+            output, failure = None, Failure("OUTPUT_INVALID", text)
+    return Result(
+        trace_id=message.id.trace_id,
+        node=message.id.node,
+        attempt=message.id.attempt,
+        output=output,
+        failure=failure,
+        env=message.env,
+        worker=worker,
+        began_at=milliseconds(message.began_at),
+    )
+
+
+def _check_hello(app: str, hello: WorkerHello) -> None:
+    if not hello.functions:
+        raise Invalid("a worker offers at least one function", reason="FUNCTION_INVALID")
+    if not 1 <= hello.slots <= MAX_SLOTS:
+        raise Invalid(
+            f"slots is {hello.slots}; it must be from 1 to {MAX_SLOTS}", reason="WORKER_PROTOCOL"
+        )
+    if len(hello.worker_id) > 128:
+        raise Invalid("worker_id has more than 128 characters", reason="WORKER_PROTOCOL")
+    for function in hello.functions:
+        owner, _, name = function.name.partition("/")
+        if not name or not _is_name(owner) or not _is_name(name):
+            raise Invalid(
+                f"{function.name!r} is no function name",
+                reason="FUNCTION_INVALID",
+                mend="write app/name in small letters, digits, _ and -",
+            )
+        if owner != app and app != "*":
+            raise Invalid(
+                f"the token is for app {app}; it cannot offer {function.name}",
+                reason="FUNCTION_INVALID",
+                mend=f"use a token of app {owner}, or name the function {app}/{name}",
+            )
+
+
+def _is_name(text: str) -> bool:
+    return (
+        1 <= len(text) <= 64
+        and "a" <= text[0] <= "z"
+        and all(c in "abcdefghijklmnopqrstuvwxyz0123456789_-" for c in text)
+    )

@@ -1,0 +1,677 @@
+"""One partition's owner: takes what came in, lets the core decide, commits, lets effects out.
+
+Commands gather while the previous frames are on their way to the disk; each turn takes all of
+them and appends one frame. Nothing is visible outside before its frame is committed. The state
+runs ahead of the log by the frames in flight; if one of them fails the whole state is thrown
+away and the next owner folds it from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from engine.bus.port import MAX_FRAME, Bus, Delivery, Fenced, Intake
+from engine.bus.triggers import StartTrace, decode_triggers
+from engine.clock import Clock
+from engine.core import machine
+from engine.core.effects import Cancel, Dispatch, Effect, Notify, Wake, effects_of, owed
+from engine.core.events import Event, TraceEnded, TraceStarted
+from engine.core.graph import Graph
+from engine.core.journal import (
+    VERSION,
+    Entry,
+    Frame,
+    PartitionState,
+    decode_frame,
+    encode_frame,
+    fold,
+    raise_floor,
+    snapshots_in,
+)
+from engine.core.machine import Command, Failed, Succeeded, TimerFired
+from engine.core.payload import Payload
+from engine.core.failure import Failure
+from engine.core.state import TraceState
+from engine.errors import MagicflowError, NotFound, Unavailable
+from engine.snapshots.library import Library
+from engine.wire import outcome_message, task_env, task_message
+from magicflow.v1.task_pb2 import Task, TaskId
+from services.dispatcher.checkpoints import Checkpoints
+from services.dispatcher.outbox import Outbox
+from services.dispatcher.timers import Timers
+
+IN_FLIGHT = 2  # frames; more would only make them smaller
+TURN_ITEMS = 2_000  # results or operations in one turn
+TURN_STARTS = 400  # traces started in one turn: finishing old work goes first
+STARTS_WAITING = 2_000  # traces taken from the queue and not started yet
+CHECKPOINT_FRAMES = 2_000
+CHECKPOINT_BYTES = 16 << 20
+RECENT_OUTCOMES = 20_000
+RECENT_BYTES = 32 << 20
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A worker's word on one attempt; `output` or `failure` is set."""
+
+    trace_id: bytes
+    node: str
+    attempt: int
+    output: Payload | None
+    failure: Failure | None
+    env: bytes
+    worker: str
+    began_at: int
+
+
+@dataclass(slots=True)
+class _Results:
+    items: Sequence[Result]
+    future: asyncio.Future[list[bool]]
+
+
+@dataclass(slots=True)
+class _Operation:
+    trace_id: bytes
+    command: Command
+    future: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _Starts:
+    delivery: Delivery
+    triggers: list[StartTrace]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What one turn gathers. `effects` keep the order of their events."""
+
+    at: int
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+    effects: list[tuple[bytes, Graph, TraceState, Effect]] = field(default_factory=list)
+    answers: list[tuple[asyncio.Future[Any], Any]] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    weight: int = 0
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A frame on its way to the disk, and what waits for it."""
+
+    future: asyncio.Future[int] | None
+    turn: _Turn
+    size: int
+
+
+class Deposed(Exception):
+    """This instance owns the partition no longer."""
+
+
+class Processor:
+    """The owner of `partition` under `epoch`, from `recover` until `run` returns."""
+
+    def __init__(
+        self, partition: int, epoch: int, bus: Bus, library: Library, clock: Clock
+    ) -> None:
+        self.partition = partition
+        self.epoch = epoch
+        self._bus = bus
+        self._library = library
+        self._clock = clock
+        self._log = bus.partition_log(partition)
+        self._checkpoints = Checkpoints(bus.checkpoint_log(partition))
+        self._outbox = Outbox(bus, partition, epoch)
+        self._state = PartitionState()
+        self._graphs: dict[int, Graph] = {}
+        self._timers = Timers()
+        self._tail = 0
+        self._number = 0
+        self._arrived: deque[_Results | _Operation] = deque()
+        self._starts: deque[_Starts] = deque()
+        self._starts_waiting = 0
+        self._intake: Intake | None = None
+        self._flights: deque[_Flight] = deque()
+        self._wake = asyncio.Event()
+        self._landed = asyncio.Event()
+        self._stopping = False
+        self._ended: BaseException | None = None
+        self._changed: set[bytes] = set()
+        self._gone: set[bytes] = set()
+        self._frames_since = 0
+        self._bytes_since = 0
+        self._floor = 0
+        self._redispatch = False
+        self._running: dict[bytes, dict[tuple[int, int], tuple[str, int]]] = {}
+        self._recent: OrderedDict[bytes, tuple[Graph, TraceState, int]] = OrderedDict()
+        self._recent_bytes = 0
+        self.projected = 0  # what the projection has taken; set by the owner of this object
+
+    # Before and after.
+
+    async def recover(self) -> None:
+        """Folds the log, opens the epoch, and lets out what is owed.
+
+        Errors: `Deposed` when somebody with a higher epoch was here; `Unavailable`.
+        """
+        self._state = await self._checkpoints.load()
+        for trace in self._state.traces.values():
+            await self._ensure_graph(trace.playbook_id, trace.snapshot_id)
+        while True:
+            await self._read_log()
+            if self.epoch <= self._state.epoch:
+                raise Deposed(
+                    f"partition {self.partition} has seen epoch {self._state.epoch}, "
+                    f"this owner has {self.epoch}"
+                )
+            opening = Frame(
+                VERSION, self.partition, self.epoch, 0, self._clock.now(), 0, []
+            )
+            try:
+                await (await self._log.append(encode_frame(opening), self._tail))
+            except Fenced:
+                continue  # the former owner was faster: read what it wrote
+            break
+        handover = self._state.handover
+        fold(self._state, self._tail + 1, opening, self._graph)
+        self._tail += 1
+        self._number = 1
+        clean = handover and handover == await self._bus.tasks_identity()
+        await self._let_out_owed(again=not clean)
+
+    async def _read_log(self) -> None:
+        last = await self._log.last()
+        async for sequence, data in self._log.read(self._state.sequence, last):
+            frame = decode_frame(data)
+            for playbook_id, snapshot_id in snapshots_in(frame):
+                await self._ensure_graph(playbook_id, snapshot_id)
+            touched = fold(self._state, sequence, frame, self._graph)
+            self._note_change(touched)
+        self._tail = max(last, self._state.sequence)
+        self._state.sequence = self._tail
+
+    async def _let_out_owed(self, again: bool) -> None:
+        """Timers always; dispatches unless the clean owner before has left them on the bus."""
+        turn = _Turn(self._clock.now())
+        for trace_id, trace in list(self._state.traces.items()):
+            graph = self._graph(trace.snapshot_id)
+            for effect in owed(graph, trace):
+                if again or not isinstance(effect, Dispatch):
+                    turn.effects.append((trace_id, graph, trace, effect))
+            self._record(turn, graph, trace, machine.resume(graph, trace, turn.at))
+        await self._queue(turn)
+
+    async def run(self) -> None:
+        """Works until `stop` or until the partition is lost.
+
+        Errors: `Deposed`, `Unavailable`; then nothing more leaves this object.
+        """
+        self._intake = await self._bus.take_triggers(self.partition, self._delivered)
+        committer = asyncio.create_task(self._commit())
+        self._bus.on_tasks_lost(self._tasks_lost)
+        try:
+            await self._intake.ask(self._room())
+            while not (self._stopping and not self._arrived and not self._flights):
+                if self._ended is not None:
+                    raise self._ended
+                await self._step()
+            await self._hand_over()
+        finally:
+            self._ended = self._ended or Deposed("the partition was given up")
+            committer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await committer
+            await self._intake.close()
+            self._refuse_all()
+            await self._outbox.close()
+
+    def stop(self) -> None:
+        """Takes nothing more, commits what is there, leaves a clean end for the next owner."""
+        self._stopping = True
+        self._wake.set()
+
+    async def _hand_over(self) -> None:
+        await self._save_checkpoint()
+        identity = await self._bus.tasks_identity()
+        frame = Frame(
+            VERSION,
+            self.partition,
+            self.epoch,
+            self._number,
+            self._clock.now(),
+            self._floor,
+            [],
+            identity,
+        )
+        with contextlib.suppress(Fenced, Unavailable):
+            await (await self._log.append(encode_frame(frame), self._tail))
+
+    # What comes in.
+
+    def deliver(self, results: Sequence[Result]) -> asyncio.Future[list[bool]]:
+        """The future says for each result whether it was accepted, once that is committed.
+        Errors in the future: `Unavailable` when the partition was lost first."""
+        future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        self._push(_Results(results, future), future)
+        return future
+
+    def operate(self, trace_id: bytes, command: Command) -> asyncio.Future[None]:
+        """Completes once the command's events are committed. Errors in the future: `NotFound`
+        for a trace that does not live here, `Unavailable`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._push(_Operation(trace_id, command, future), future)
+        return future
+
+    def _push(self, item: _Results | _Operation, future: asyncio.Future[Any]) -> None:
+        if self._ended is not None:
+            future.set_exception(_lost(self.partition))
+            return
+        self._arrived.append(item)
+        self._wake.set()
+
+    def owed(self, tasks: Sequence[tuple[bytes, str, int]]) -> list[bool]:
+        """Which of (trace, node, attempt) still want a result."""
+        return [self._is_owed(*task) for task in tasks]
+
+    def _is_owed(self, trace_id: bytes, node: str, attempt: int) -> bool:
+        trace = self._state.traces.get(trace_id)
+        if trace is None:
+            return False
+        index = self._graph(trace.snapshot_id).by_code.get(node, -1)
+        return machine.is_current(trace, index, attempt)
+
+    def began(self, trace_id: bytes, node: str, attempt: int, worker: str, at: int) -> None:
+        """A gateway saw a worker begin. Kept in memory for whoever looks; it decides nothing."""
+        trace = self._state.traces.get(trace_id)
+        if trace is None:
+            return
+        index = self._graph(trace.snapshot_id).by_code.get(node, -1)
+        if machine.is_current(trace, index, attempt):
+            self._running.setdefault(trace_id, {})[index, attempt] = (worker, at)
+
+    def running(self, trace_id: bytes) -> dict[tuple[int, int], tuple[str, int]]:
+        """Which attempts of a live trace have begun: (node, attempt) to (worker, time)."""
+        return self._running.get(trace_id, {})
+
+    def find(self, trace_id: bytes) -> tuple[Graph, TraceState] | None:
+        """A live trace, or one that ended a short while ago."""
+        trace = self._state.traces.get(trace_id)
+        if trace is not None:
+            return self._graph(trace.snapshot_id), trace
+        recent = self._recent.get(trace_id)
+        return (recent[0], recent[1]) if recent is not None else None
+
+    async def _delivered(self, delivery: Delivery) -> None:
+        try:
+            triggers = decode_triggers(delivery.data)
+            for trigger in triggers:
+                await self._ensure_graph(trigger.playbook_id, trigger.snapshot_id)
+        except Unavailable:
+            await delivery.give_back(1.0)
+            return
+        except (ValueError, MagicflowError) as error:
+            _log.error("trigger cannot be processed", partition=self.partition, why=str(error))
+            with contextlib.suppress(Unavailable, TimeoutError):
+                await self._bus.bury(
+                    f"trigger.{self.partition}", delivery.data, "TRIGGER_UNUSABLE", str(error)
+                )
+                await delivery.ack()
+            return
+        self._starts_waiting += len(triggers)
+        self._starts.append(_Starts(delivery, triggers))
+        self._wake.set()
+
+    def _room(self) -> int:
+        return 0 if self._starts_waiting >= STARTS_WAITING else 64
+
+    async def _ensure_graph(self, playbook_id: int, snapshot_id: int) -> None:
+        if snapshot_id not in self._graphs:
+            self._graphs[snapshot_id] = await self._library.graph(playbook_id, snapshot_id)
+
+    def _graph(self, snapshot_id: int) -> Graph:
+        return self._graphs[snapshot_id]
+
+    def _tasks_lost(self) -> None:
+        self._redispatch = True
+        self._wake.set()
+
+    # A turn.
+
+    async def _step(self) -> None:
+        if len(self._flights) >= IN_FLIGHT:
+            self._landed.clear()
+            await self._landed.wait()
+            return
+        now = self._clock.now()
+        due = self._timers.next()
+        busy = self._arrived or (self._starts and not self._stopping)
+        if not busy and not self._redispatch and (due is None or due > now):
+            await self._idle(now, due)
+            return
+        if self._redispatch:
+            self._redispatch = False
+            await self._let_out_owed(again=True)
+            return
+        turn = _Turn(now)
+        self._take_timers(turn)
+        self._take_arrived(turn)
+        if not self._stopping:
+            self._take_starts(turn)
+        await self._queue(turn)
+        if self._intake is not None and not self._stopping:
+            await self._intake.ask(self._room())
+        if self._checkpoint_due():
+            await self._save_checkpoint()
+
+    async def _idle(self, now: int, due: int | None) -> None:
+        if self._stopping and self._flights:
+            self._landed.clear()
+            await self._landed.wait()
+            return
+        if self._stopping:
+            return
+        self._wake.clear()
+        timeout = None if due is None else max(0.0, (due - now) / 1_000)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+
+    def _take_timers(self, turn: _Turn) -> None:
+        for trace_id, wake in self._timers.due(turn.at, TURN_ITEMS):
+            trace = self._state.traces.get(trace_id)
+            if trace is not None:
+                command = TimerFired(wake.kind, wake.node, wake.attempt)
+                self._decide(turn, trace, command)
+
+    def _take_arrived(self, turn: _Turn) -> None:
+        count = 0
+        while self._arrived and count < TURN_ITEMS and turn.weight < MAX_FRAME:
+            item = self._arrived.popleft()
+            if isinstance(item, _Results):
+                count += len(item.items)
+                accepted = [self._take_result(turn, result) for result in item.items]
+                turn.answers.append((item.future, accepted))
+            else:
+                count += 1
+                self._take_operation(turn, item)
+
+    def _take_result(self, turn: _Turn, result: Result) -> bool:
+        trace = self._state.traces.get(result.trace_id)
+        if trace is None:
+            return False
+        index = self._graph(trace.snapshot_id).by_code.get(result.node, -1)
+        if not machine.is_current(trace, index, result.attempt):
+            return False
+        command: Command
+        if result.failure is not None:
+            command = Failed(index, result.attempt, result.failure, result.worker)
+        else:
+            assert result.output is not None
+            command = Succeeded(
+                index,
+                result.attempt,
+                result.output,
+                result.env,
+                result.worker,
+                result.began_at,
+            )
+        return self._decide(turn, trace, command)
+
+    def _take_operation(self, turn: _Turn, item: _Operation) -> None:
+        trace = self._state.traces.get(item.trace_id)
+        if trace is None:
+            error = NotFound("no such live trace", reason="TRACE_NOT_FOUND")
+            turn.answers.append((item.future, error))
+            return
+        self._decide(turn, trace, item.command)
+        turn.answers.append((item.future, None))
+
+    def _take_starts(self, turn: _Turn) -> None:
+        count = 0
+        while self._starts and count < TURN_STARTS and turn.weight < MAX_FRAME:
+            starts = self._starts.popleft()
+            self._starts_waiting -= len(starts.triggers)
+            sequence = starts.delivery.sequence
+            turn.deliveries.append(starts.delivery)
+            if sequence <= self._state.trigger_floor or sequence in self._state.triggers:
+                continue
+            for place, trigger in enumerate(starts.triggers):
+                # Only the last one carries the sequence: a frame that was cut in two by a crash
+                # is then taken up again.
+                last = place == len(starts.triggers) - 1
+                self._start(turn, trigger, sequence if last else 0)
+                count += 1
+
+    def _start(self, turn: _Turn, trigger: StartTrace, sequence: int) -> None:
+        if trigger.trace_id in self._state.traces:
+            return
+        graph = self._graph(trigger.snapshot_id)
+        started = TraceStarted(
+            trigger.playbook_id,
+            trigger.snapshot_id,
+            graph.drawn.app,
+            graph.drawn.name,
+            trigger.input,
+            trigger.triggered_at,
+            trigger.by,
+            sequence,
+        )
+        trace, events = machine.start(graph, trigger.trace_id, started, turn.at)
+        self._state.traces[trigger.trace_id] = trace
+        if sequence:
+            self._state.triggers.add(sequence)
+        self._record(turn, graph, trace, events)
+
+    def _decide(self, turn: _Turn, trace: TraceState, command: Command) -> bool:
+        graph = self._graph(trace.snapshot_id)
+        events = machine.decide(graph, trace, command, turn.at)
+        self._record(turn, graph, trace, events)
+        return bool(events)
+
+    def _record(
+        self, turn: _Turn, graph: Graph, trace: TraceState, events: list[Event]
+    ) -> None:
+        if not events:
+            return
+        trace_id = trace.trace_id
+        entry = turn.entries.get(trace_id)
+        if entry is None:
+            turn.entries[trace_id] = Entry(trace_id, events)
+        else:
+            entry.events.extend(events)
+        for event in events:
+            turn.weight += _weight(event)
+            for effect in effects_of(graph, trace, event):
+                turn.effects.append((trace_id, graph, trace, effect))
+        if isinstance(events[-1], TraceEnded):
+            del self._state.traces[trace_id]
+            self._running.pop(trace_id, None)
+
+    # The commit.
+
+    async def _queue(self, turn: _Turn) -> None:
+        if turn.entries:
+            await self._append(turn)
+        elif self._flights:
+            # What the turn lets out may rest on a frame in flight: it goes out after it.
+            self._flights.append(_Flight(None, turn, 0))
+        else:
+            await self._release(turn)
+
+    async def _append(self, turn: _Turn) -> None:
+        for piece, final in _pieces(list(turn.entries.values())):
+            frame = Frame(
+                VERSION,
+                self.partition,
+                self.epoch,
+                self._number,
+                turn.at,
+                self._floor,
+                piece,
+            )
+            data = encode_frame(frame)
+            future = await self._log.append(data, self._tail)
+            self._tail += 1
+            self._number += 1
+            # What a cut turn owes waits for its last piece.
+            self._flights.append(_Flight(future, turn if final else _Turn(turn.at), len(data)))
+        raise_floor(self._state, self._floor)
+        self._note_change(set(turn.entries))
+        self._landed.set()
+
+    async def _commit(self) -> None:
+        """Waits for each frame in order and releases what hangs on it."""
+        try:
+            while True:
+                while not self._flights:
+                    self._landed.clear()
+                    await self._landed.wait()
+                flight = self._flights[0]
+                if flight.future is not None:
+                    self._state.sequence = await flight.future
+                    self._frames_since += 1
+                    self._bytes_since += flight.size
+                await self._release(flight.turn)
+                self._flights.popleft()
+                self._landed.set()
+                self._wake.set()
+        except Fenced as error:
+            self._end(Deposed(f"partition {self.partition}: {error}"))
+        except Unavailable as error:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        self._ended = error
+        self._wake.set()
+        self._landed.set()
+
+    async def _release(self, turn: _Turn) -> None:
+        tasks: list[Task] = []
+        cancels: list[TaskId] = []
+        for trace_id, graph, trace, effect in turn.effects:
+            if isinstance(effect, Dispatch):
+                if machine.is_current(trace, effect.node, effect.attempt):
+                    env = task_env(graph, trace, effect.node)
+                    tasks.append(task_message(graph, trace, effect.node, self.epoch, env))
+            elif isinstance(effect, Wake):
+                self._timers.add(trace_id, effect)
+            elif isinstance(effect, Cancel):
+                code = graph.nodes[effect.node].code
+                cancels.append(TaskId(trace_id=trace_id, node=code, attempt=effect.attempt))
+            elif isinstance(effect, Notify):
+                await self._end_of(graph, trace)
+        if tasks:
+            await self._outbox.dispatch(tasks)
+        if cancels:
+            await self._outbox.cancel(cancels)
+        for delivery in turn.deliveries:
+            await delivery.ack()
+        for future, answer in turn.answers:
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    async def _end_of(self, graph: Graph, trace: TraceState) -> None:
+        outcome = outcome_message(trace).SerializeToString()
+        self._remember(graph, trace, len(outcome))
+        await self._outbox.notify(trace.trace_id, outcome)
+
+    def _remember(self, graph: Graph, trace: TraceState, size: int) -> None:
+        weight = size + sum(len(n.output.data) for n in trace.nodes if n.output is not None)
+        self._recent[trace.trace_id] = (graph, trace, weight)
+        self._recent_bytes += weight
+        while len(self._recent) > RECENT_OUTCOMES or self._recent_bytes > RECENT_BYTES:
+            _, (_, _, freed) = self._recent.popitem(last=False)
+            self._recent_bytes -= freed
+
+    def _refuse_all(self) -> None:
+        """The partition is lost: whoever waits asks its next owner."""
+        waiting = [answer for flight in self._flights for answer in flight.turn.answers]
+        waiting += [(item.future, None) for item in self._arrived]
+        for future, _ in waiting:
+            if not future.done():
+                future.set_exception(_lost(self.partition))
+        self._flights.clear()
+        self._arrived.clear()
+
+    # Checkpoints.
+
+    def _note_change(self, touched: set[bytes]) -> None:
+        for trace_id in touched:
+            if trace_id in self._state.traces:
+                self._changed.add(trace_id)
+            else:
+                self._changed.discard(trace_id)
+                self._gone.add(trace_id)
+
+    def _checkpoint_due(self) -> bool:
+        return self._frames_since >= CHECKPOINT_FRAMES or self._bytes_since >= CHECKPOINT_BYTES
+
+    async def _save_checkpoint(self) -> None:
+        """Waits until no frame is in flight, so that what is saved is committed."""
+        while self._flights and self._ended is None:
+            self._landed.clear()
+            await self._landed.wait()
+        if self._ended is not None:
+            return
+        self._frames_since = self._bytes_since = 0
+        with contextlib.suppress(Unavailable):
+            if self._intake is not None:
+                self._floor = await self._intake.floor()
+            await self._checkpoints.save(self._state, self._changed, self._gone)
+            self._changed.clear()
+            self._gone.clear()
+            if len(self._timers) > 10_000:
+                self._timers.keep(self._wants)
+            if len(self._checkpoints.kept) == 2 and self.projected:
+                await self._log.purge(min(self._checkpoints.kept[0], self.projected))
+
+    def _wants(self, trace_id: bytes, wake: Wake) -> bool:
+        trace = self._state.traces.get(trace_id)
+        if trace is None:
+            return False
+        return wake.node < 0 or not trace.nodes[wake.node].status.settled
+
+
+def _weight(event: Event) -> int:
+    payload = getattr(event, "input", None) or getattr(event, "output", None)
+    return 64 + (len(payload.data) if payload is not None else 0)
+
+
+def _pieces(entries: list[Entry]) -> list[tuple[list[Entry], bool]]:
+    """The entries in frames of bounded size. An entry too large for one frame is cut between
+    its events; `machine.resume` mends a trace whose later piece never came."""
+    pieces: list[list[Entry]] = [[]]
+    weight = 0
+    for entry in entries:
+        current: Entry | None = None
+        for event in entry.events:
+            heavy = _weight(event)
+            if weight and weight + heavy > 4 * MAX_FRAME:
+                pieces.append([])
+                weight, current = 0, None
+            if current is None:
+                current = Entry(entry.trace_id, [])
+                pieces[-1].append(current)
+            current.events.append(event)
+            weight += heavy
+    return [(piece, place == len(pieces) - 1) for place, piece in enumerate(pieces)]
+
+
+def _lost(partition: int) -> Unavailable:
+    return Unavailable(
+        f"partition {partition} is changing its owner",
+        reason="PARTITION_UNOWNED",
+        retry_after=0.2,
+    )
