@@ -1,0 +1,170 @@
+"""From a document to a snapshot: checks, freezing, switching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from engine.clock import Clock
+from engine.core.findings import Finding
+from engine.core.playbook import Map, Playbook, Repeat, Subplaybook, Task, canonical, checksum
+from engine.document.examine import Examined, examine_playbook, examine_text
+from engine.errors import Conflict, Invalid, NotFound
+from engine.snapshots import keys
+from engine.snapshots.library import pack, parse_version, version
+from engine.snapshots.mirror import Mirror
+from engine.snapshots.port import Put, Require, Snapshots
+from engine.store.registry import RegistryStore
+from engine.wire import violation
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    playbook_id: int
+    snapshot_id: int
+    existing: bool
+    findings: tuple[Finding, ...]
+
+
+class Publishing:
+    def __init__(
+        self, store: RegistryStore, snapshots: Snapshots, functions: Mirror, clock: Clock
+    ) -> None:
+        self._store = store
+        self._snapshots = snapshots
+        self._functions = functions
+        self._clock = clock
+
+    async def examine(self, source: str | Playbook, strict: bool) -> Examined:
+        """Every finding: those of the playbook alone, and those that need the registry."""
+        examined = examine_text(source) if isinstance(source, str) else examine_playbook(source)
+        if examined.playbook is None:
+            return examined
+        findings = [*examined.findings, *await self._surroundings(examined.playbook, strict)]
+        return Examined(examined.playbook, tuple(findings))
+
+    async def publish(self, source: str | Playbook, strict: bool, by: str) -> Published:
+        """Freezes the playbook. The same content again is the same snapshot.
+
+        Errors: `Invalid` with every finding, `NotFound` for an unknown app, `Unavailable`.
+        """
+        examined = await self.examine(source, strict)
+        playbook = refuse_errors(examined)
+        await self._store.app(playbook.app)
+        packed = pack(playbook)
+        document = source if isinstance(source, str) else ""
+        playbook_id, snapshot_id, existing = await self._store.add_snapshot(
+            playbook.app,
+            playbook.name,
+            playbook.description,
+            checksum(playbook),
+            canonical(playbook),
+            document,
+            self._clock.now(),
+            by,
+        )
+        # Written also when it was there: the publisher before may have died between the two.
+        key = keys.snapshot(playbook_id, snapshot_id)
+        await self._snapshots.commit([Require(key, 0)], [Put(key, packed)])
+        await self._snapshots.put(keys.name(playbook.full_name), str(playbook_id).encode())
+        _log.info("published", playbook=playbook.full_name, snapshot=snapshot_id, existing=existing)
+        return Published(playbook_id, snapshot_id, existing, examined.findings)
+
+    async def switch(self, playbook_id: int, snapshot_id: int, expected: int) -> int:
+        """Makes the snapshot active; returns the one before, 0 for none.
+
+        Errors: `NotFound`, `Conflict` when `expected` (0: any) is not the active one or somebody
+        else switched at the same moment, `Unavailable`.
+        """
+        if await self._snapshots.get(keys.snapshot(playbook_id, snapshot_id)) is None:
+            raise NotFound(
+                f"playbook {playbook_id} has no snapshot {snapshot_id}",
+                reason="SNAPSHOT_NOT_FOUND",
+                mend="see `magicflow playbook show`",
+            )
+        key = keys.active(playbook_id)
+        entry = await self._snapshots.get(key)
+        previous = parse_version(entry.value) if entry is not None else 0
+        if expected and previous != expected:
+            raise Conflict(
+                f"snapshot {previous} is active, not {expected}", reason="SWITCH_CONFLICT"
+            )
+        modified = entry.modified if entry is not None else 0
+        done = await self._snapshots.commit(
+            [Require(key, modified)], [Put(key, version(snapshot_id))]
+        )
+        if done is None:
+            raise Conflict(
+                "somebody else switched this playbook at the same moment",
+                reason="SWITCH_CONFLICT",
+                mend="look at the active version, then switch again",
+            )
+        _log.info("switched", playbook=playbook_id, snapshot=snapshot_id, before=previous)
+        return previous
+
+    async def _surroundings(self, playbook: Playbook, strict: bool) -> list[Finding]:
+        grants = {
+            (row.owner, row.target)
+            for row in await self._store.grants(playbook.app)
+            if row.grantee == playbook.app
+        }
+        findings: list[Finding] = []
+        for node in playbook.nodes:
+            path = f"nodes.{node.code}"
+            for target, is_function in _targets(node.kind):
+                owner = target.partition("/")[0]
+                granted = {(owner, target), (owner, f"{owner}/*")} & grants
+                if owner != playbook.app and not granted:
+                    findings.append(
+                        Finding(
+                            "GRANT_MISSING",
+                            path,
+                            f"{playbook.app} has no grant for {target}",
+                            target,
+                            f"the owner of {owner} gives it: "
+                            f"`magicflow grant create {target} {playbook.app}`",
+                        )
+                    )
+                if is_function and keys.function(target) not in self._functions.entries:
+                    findings.append(
+                        Finding(
+                            "FUNCTION_UNKNOWN",
+                            path,
+                            f"no worker has offered {target} yet",
+                            target,
+                            "start its worker, or check the name",
+                            warning=not strict,
+                        )
+                    )
+        return findings
+
+
+def _targets(kind: object) -> list[tuple[str, bool]]:
+    """What a node calls, and whether it is a function."""
+    match kind:
+        case Task():
+            return [(kind.function, True)]
+        case Subplaybook() | Repeat():
+            return [(kind.playbook, False)]
+        case Map():
+            return _targets(kind.body)
+        case _:
+            return []
+
+
+def refuse_errors(examined: Examined) -> Playbook:
+    """The playbook, if it has no error. Errors: `Invalid` with every finding."""
+    errors = examined.errors
+    if examined.playbook is None or errors:
+        first = errors[0]
+        place = f" (line {first.line})" if first.line else ""
+        more = f"; {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise Invalid(
+            f"the playbook is not valid: {first.path or 'document'}{place}: {first.message}{more}",
+            reason="PLAYBOOK_INVALID",
+            violations=[violation(finding) for finding in errors],
+        )
+    return examined.playbook
