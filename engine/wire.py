@@ -448,9 +448,7 @@ def _kind_fields(kind: Kind) -> dict[str, Any]:
         case Nop():
             return {"nop": playbook_pb2.NopNode()}
         case Repeat():
-            callee = playbook_pb2.PlaybookNode(
-                playbook=kind.playbook, snapshot_id=kind.snapshot_id
-            )
+            callee = playbook_pb2.PlaybookNode(playbook=kind.playbook, snapshot_id=kind.snapshot_id)
             return {
                 "repeat": playbook_pb2.RepeatNode(playbook=callee, until=kind.until, max=kind.max)
             }
@@ -631,9 +629,7 @@ def _edge(message: playbook_pb2.Edge) -> Edge:
 
 
 def finding_message(finding: Finding) -> playbook_pb2.Finding:
-    severity = (
-        playbook_pb2.SEVERITY_WARNING if finding.warning else playbook_pb2.SEVERITY_ERROR
-    )
+    severity = playbook_pb2.SEVERITY_WARNING if finding.warning else playbook_pb2.SEVERITY_ERROR
     return playbook_pb2.Finding(
         code=finding.code,
         severity=severity,

@@ -125,7 +125,14 @@ class Host:
         for name in self._names:
             parts.append(
                 self._part(
-                    name, cluster.partitions, snapshots, tokens, bus, library, owners, channels,
+                    name,
+                    cluster.partitions,
+                    snapshots,
+                    tokens,
+                    bus,
+                    library,
+                    owners,
+                    channels,
                     database,
                 )
             )

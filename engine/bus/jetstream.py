@@ -56,38 +56,46 @@ _acks = msgspec.json.Decoder(_Ack)
 
 
 class _Publisher:
-    """Publishes frames and matches acknowledgements by a token in the reply subject."""
+    """Publishes frames and matches acknowledgements by a token in the reply subject. What is not
+    acknowledged within `_ASK_AGAIN` fails; one sweep a second looks, not a timer per frame."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._prefix = client.new_inbox()
-        self._pending: dict[str, asyncio.Future[int]] = {}
+        self._pending: dict[str, tuple[float, asyncio.Future[int]]] = {}
         self._counter = 0
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self._client.subscribe(f"{self._prefix}.*", cb=self._acknowledged)
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for _, future in self._pending.values():
+            future.cancel()
 
     async def publish(
         self, subject: str, frame: bytes, headers: dict[str, str] | None = None
     ) -> asyncio.Future[int]:
-        """The future gives the stream's sequence; `Fenced`, `Unavailable` otherwise. It never
-        completes by itself when the connection breaks: callers set a limit."""
+        """The future gives the stream's sequence, or raises `Fenced` or `Unavailable`."""
         self._counter += 1
         token = str(self._counter)
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._pending[token] = future
-        future.add_done_callback(lambda _: self._pending.pop(token, None))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+        self._pending[token] = (loop.time() + _ASK_AGAIN, future)
         try:
             await self._client.publish(
                 subject, frame, reply=f"{self._prefix}.{token}", headers=headers
             )
         except Exception as error:
-            future.cancel()
+            del self._pending[token]
             raise _unavailable(error) from error
         return future
 
     async def _acknowledged(self, message: Msg) -> None:
-        future = self._pending.get(message.subject.rpartition(".")[2])
+        _, future = self._pending.pop(message.subject.rpartition(".")[2], (0.0, None))
         if future is None or future.done():
             return
         if not message.data:  # 503: no stream listens on this subject
@@ -103,6 +111,19 @@ class _Publisher:
             future.set_exception(
                 Unavailable(f"the bus refused a frame: {description}", reason="BUS_UNAVAILABLE")
             )
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            now = loop.time()
+            for token, (deadline, future) in list(self._pending.items()):
+                if now > deadline:
+                    del self._pending[token]
+                    if not future.done():
+                        future.set_exception(
+                            Unavailable("the bus did not answer", reason="BUS_UNAVAILABLE")
+                        )
 
 
 class JetStreamLog:
@@ -123,33 +144,48 @@ class JetStreamLog:
 
     async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
         sent = await self._publish(frame, expected)
-        return asyncio.ensure_future(self._settle(sent, frame, expected))
+        outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        sent.add_done_callback(lambda done: self._landed(done, outcome, frame, expected))
+        return outcome
 
     async def _publish(self, frame: bytes, expected: int) -> asyncio.Future[int]:
         headers = {"Nats-Expected-Last-Sequence": str(expected)}
         return await self._publisher.publish(self._subject, frame, headers)
 
-    async def _settle(self, sent: asyncio.Future[int], frame: bytes, expected: int) -> int:
+    def _landed(
+        self,
+        sent: asyncio.Future[int],
+        outcome: asyncio.Future[int],
+        frame: bytes,
+        expected: int,
+    ) -> None:
+        if outcome.done() or sent.cancelled():
+            outcome.cancel()
+        elif sent.exception() is None:
+            outcome.set_result(sent.result())
+        else:
+            error = sent.exception()
+            task = asyncio.ensure_future(self._learn(frame, expected, isinstance(error, Fenced)))
+            task.add_done_callback(lambda done: _pass_on(done, outcome))
+
+    async def _learn(self, frame: bytes, expected: int, fenced: bool) -> int:
+        """What became of a frame whose append failed or was not answered: the log itself is
+        asked, and the frame sent again where it is not there."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + APPEND_PATIENCE
-        while True:
-            try:
-                return await asyncio.wait_for(sent, _ASK_AGAIN)
-            except Fenced:
-                # The first of two sendings may have been the one that was stored.
-                if await self._stored(expected + 1) == frame:
-                    return expected + 1
-                raise
-            except (TimeoutError, Unavailable) as error:
-                if loop.time() > give_up:
-                    raise Unavailable("the log did not answer", reason="BUS_UNAVAILABLE") from error
+        while loop.time() < give_up:
             with contextlib.suppress(Unavailable):
+                # The first of two sendings may have been the one that was stored.
                 stored = await self._stored(expected + 1)
                 if stored == frame:
                     return expected + 1
-                if stored is not None:
-                    raise Fenced(f"{self._stream} holds another frame at {expected + 1}")
-                sent = await self._publish(frame, expected)
+                if stored is not None or fenced:
+                    raise Fenced(f"{self._stream} does not end at {expected}")
+                try:
+                    return await (await self._publish(frame, expected))
+                except Fenced:
+                    fenced = True
+        raise Unavailable("the log did not answer", reason="BUS_UNAVAILABLE")
 
     async def _stored(self, sequence: int) -> bytes | None:
         try:
@@ -519,6 +555,7 @@ class JetStreamBus:
             self._mending.cancel()
         for intake in list(self._intakes):
             await intake.close()
+        self._publisher.close()
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._client.close(), 5.0)
 
@@ -580,6 +617,17 @@ async def connect(
         await bus.close()
         raise
     return bus
+
+
+def _pass_on(done: asyncio.Future[int], outcome: asyncio.Future[int]) -> None:
+    if outcome.done():
+        return
+    if done.cancelled():
+        outcome.cancel()
+    elif (error := done.exception()) is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(done.result())
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -7,6 +7,8 @@ TASK_STREAM = "FLOW_TASK"
 DEAD_STREAM = "FLOW_DEAD"
 CANCEL = "flow.cancel"
 PROJECTED = "flow.projected"
+EVERY_DONE = "flow.done.*"
+EVERY_BEGAN = "flow.began.*"
 
 
 def log_stream(partition: int) -> str:
@@ -33,5 +35,11 @@ def task_subject(app: str, function: str, priority: int) -> str:
     return f"flow.task.{app}.{function}.{priority}"
 
 
-def done_subject(trace_id: str) -> str:
-    return f"flow.done.{trace_id}"
+def done_subject(partition: int) -> str:
+    """Ends of traces: frames of (trace, outcome). Waiters listen to all partitions at once."""
+    return f"flow.done.{partition}"
+
+
+def began_subject(partition: int) -> str:
+    """Begins of attempts: frames of (trace, node, attempt, worker, time)."""
+    return f"flow.began.{partition}"

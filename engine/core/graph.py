@@ -127,4 +127,3 @@ def passes_whole(template: Template | None) -> Reference | None:
     if isinstance(template, Reference) and template.whole:
         return template
     return None
-

@@ -139,9 +139,7 @@ def is_current(state: TraceState, node: int, attempt: int) -> bool:
         return False
     current = state.nodes[node]
     return (
-        current.status is NodeStatus.QUEUED
-        and current.attempt == attempt
-        and not current.retry_at
+        current.status is NodeStatus.QUEUED and current.attempt == attempt and not current.retry_at
     )
 
 

@@ -53,4 +53,6 @@ def why(graph: Graph, state: TraceState, index: int, offered: frozenset[str]) ->
     if node.function not in offered:
         message = f"no live worker offers {node.function}"
         return Wait(WaitCode.NO_WORKER, message, (node.function,))
-    return Wait(WaitCode.WORKER_BUSY, f"waits for a free slot for {node.function}", (node.function,))
+    return Wait(
+        WaitCode.WORKER_BUSY, f"waits for a free slot for {node.function}", (node.function,)
+    )

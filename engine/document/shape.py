@@ -54,7 +54,9 @@ def _sentences(data: Any, error: Any) -> list[Finding]:
         return [Finding("WRONG_TYPE", where, f"must be of type {wanted}", seen, _mend_for(error))]
     if kind.name == "anyOf":
         choices = "; ".join(str(inner.message) for group in kind.context for inner in group)
-        return [Finding("VALUE_INVALID", where, f"fits none of the ways to write it: {choices}", seen)]
+        return [
+            Finding("VALUE_INVALID", where, f"fits none of the ways to write it: {choices}", seen)
+        ]
     code = "NAME_INVALID" if _about_name(error.schema_path) else "VALUE_INVALID"
     return [Finding(code, where, str(error.message), seen, _mend_for(error))]
 

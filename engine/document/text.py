@@ -54,7 +54,11 @@ for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
-    ("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    (
+        "float",
+        r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$",
+        "-+.0123456789",
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
@@ -170,9 +174,7 @@ class _Reader:
                 )
             ) from error
         if isinstance(value, float) and value in (float("inf"), float("-inf")):
-            raise _Refused(
-                Finding("WRONG_TYPE", dotted(path), "the number is too large for JSON")
-            )
+            raise _Refused(Finding("WRONG_TYPE", dotted(path), "the number is too large for JSON"))
         return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

@@ -82,5 +82,3 @@ def from_call(error: grpc.aio.AioRpcError) -> MagicflowError:
                 if detail.Unpack(info):
                     reason = info.reason
     return kind(error.details() or str(error.code()), reason=reason or None)
-
-

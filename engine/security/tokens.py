@@ -73,9 +73,7 @@ class Tokens:
     ) -> tuple[str, Identity]:
         """A token's text and whom it stands for. `lifetime` in seconds."""
         now = time.time()
-        identity = Identity(
-            app, subject, frozenset(scopes), secrets.token_hex(12), now + lifetime
-        )
+        identity = Identity(app, subject, frozenset(scopes), secrets.token_hex(12), now + lifetime)
         claims: dict[str, Any] = {
             "iss": ISSUER,
             "aud": AUDIENCE,

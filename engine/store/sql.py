@@ -116,9 +116,7 @@ def _migrate(connection: sa.Connection) -> None:
 
 
 def _unavailable(error: Exception) -> Unavailable:
-    return Unavailable(
-        f"the database is out of reach: {_short(error)}", reason="STORE_UNAVAILABLE"
-    )
+    return Unavailable(f"the database is out of reach: {_short(error)}", reason="STORE_UNAVAILABLE")
 
 
 def _short(error: Exception) -> str:

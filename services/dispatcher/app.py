@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.bus.port import Bus, Listening
+from engine.bus.subjects import EVERY_BEGAN
 from engine.clock import Clock
 from engine.ids import partition_of
 from engine.rpc.channels import Owners
@@ -69,7 +70,7 @@ class Dispatcher:
         await self._workers.open()
         await self._roster.open()
         await self._gateway.open()
-        self._began = await self._bus.listen("flow.began.*", self._hear_began)
+        self._began = await self._bus.listen(EVERY_BEGAN, self._hear_began)
         await self._ownership.open()
 
     async def close(self) -> None:
@@ -82,9 +83,7 @@ class Dispatcher:
         await self._workers.close()
 
     async def _hear_began(self, _subject: str, data: bytes) -> None:
-        for trace_id, node, attempt, worker, at in msgspec.msgpack.decode(data):
-            processor = self._ownership.processors.get(partition_of(trace_id, self._partitions))
+        for note in msgspec.msgpack.decode(data):
+            processor = self._ownership.processors.get(partition_of(note[0], self._partitions))
             if processor is not None:
-                processor.began(trace_id, node, attempt, worker, at)
-
-
+                processor.began(*note)

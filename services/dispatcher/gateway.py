@@ -34,8 +34,8 @@ from magicflow.v1.task_pb2 import (
 )
 from magicflow.v1.worker_pb2 import Command, CommandReceipt, TaskProgress, Worker, WorkerHello
 from engine.core.failure import Failure
-from services.dispatcher.feeds import Feed, HeldTask, Holding, key_of
-from services.dispatcher.lanes import FindOwner, Lane
+from services.dispatcher.feeds import Feed, HeldTask, Holding, Recheck, key_of
+from services.dispatcher.lanes import Began, FindOwner, Lane
 from services.dispatcher.processor import Result
 from services.dispatcher.roster import Roster
 from services.dispatcher.sessions import Session, TaskKey
@@ -53,13 +53,14 @@ class Gateway:
         clock: Clock,
         partitions: int,
         find_owner: FindOwner,
-        recheck: object,
+        recheck: Recheck,
         roster: Roster,
     ) -> None:
         self._bus = bus
         self._clock = clock
         self._partitions = partitions
         self._recheck = recheck
+        self._find_owner = find_owner
         self._roster = roster
         self._holding = Holding()
         self._feeds: dict[str, Feed] = {}
@@ -173,7 +174,7 @@ class Gateway:
         async with self._opening[function]:
             feed = self._feeds.get(function)
             if feed is None:
-                feed = Feed(function, self._bus, self._holding, self._recheck)  # type: ignore[arg-type]
+                feed = Feed(function, self._bus, self._holding, self._recheck)
                 await feed.open()
                 self._feeds[function] = feed
             return feed
@@ -243,14 +244,16 @@ class Gateway:
     def began(self, session: Session, tasks: Iterable[Task]) -> None:
         """The worker has these tasks now: a note for whoever looks at the traces."""
         at = self._clock.now()
-        by_partition: dict[int, list[tuple[bytes, str, int, str, int]]] = defaultdict(list)
+        by_partition: dict[int, list[Began]] = defaultdict(list)
         for task in tasks:
             partition = partition_of(task.id.trace_id, self._partitions)
             note = (task.id.trace_id, task.id.node, task.id.attempt, session.worker_id, at)
             by_partition[partition].append(note)
         for partition, notes in by_partition.items():
-            data = msgspec.msgpack.encode(notes)
-            self._spawn(self._bus.tell(f"flow.began.{partition}", data))
+            owner = self._find_owner(partition)
+            if owner is None or not owner.began(notes):
+                data = msgspec.msgpack.encode(notes)
+                self._spawn(self._bus.tell(subjects.began_subject(partition), data))
 
     async def command(self, worker_id: str, command: Command, timeout: float) -> CommandReceipt:
         """Sends a command and waits for its receipt. Errors: `NotFound`, `TimeoutError`."""

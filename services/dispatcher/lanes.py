@@ -17,6 +17,8 @@ import structlog
 from engine.errors import MagicflowError
 from services.dispatcher.processor import Result
 
+Began = tuple[bytes, str, int, str, int]  # trace, node, attempt, worker, milliseconds
+
 MAX_BATCH = 1_000
 _log = structlog.get_logger(__name__)
 
@@ -25,6 +27,10 @@ class Owner(Protocol):
     """Whoever commits the results of a partition."""
 
     async def deliver(self, results: list[Result]) -> list[bool]: ...
+
+    def began(self, notes: list[Began]) -> bool:
+        """Takes note of attempts that workers have begun; False: it must be told by the bus."""
+        ...
 
 
 FindOwner = Callable[[int], Owner | None]

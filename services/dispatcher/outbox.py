@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import defaultdict
 
+import msgspec
 import structlog
 
 from engine.bus import subjects
@@ -14,7 +14,6 @@ from engine.errors import Unavailable
 from magicflow.v1.task_pb2 import Task, TaskFrame, TaskId
 
 TASKS_PER_FRAME = 64
-PATIENCE = 5.0  # seconds until an unacknowledged frame is sent again
 _log = structlog.get_logger(__name__)
 
 
@@ -41,35 +40,39 @@ class Outbox:
         frame = TaskFrame(
             partition=self._partition, epoch=self._epoch, function=function, tasks=tasks
         ).SerializeToString()
-        app, _, name = function.partition("/")
-        sent: asyncio.Future[int] | None = None
-        with contextlib.suppress(Unavailable):
-            sent = await self._bus.offer_tasks(app, name, priority, frame)
-        watcher = asyncio.create_task(self._confirm(sent, app, name, priority, frame))
-        self._sending.add(watcher)
-        watcher.add_done_callback(self._sending.discard)
+        try:
+            sent = await self._offer(function, priority, frame)
+        except Unavailable:
+            self._repeat(function, priority, frame)
+        else:
+            sent.add_done_callback(lambda done: self._answered(done, function, priority, frame))
 
-    async def _confirm(
-        self,
-        sent: asyncio.Future[int] | None,
-        app: str,
-        name: str,
-        priority: int,
-        frame: bytes,
+    async def _offer(self, function: str, priority: int, frame: bytes) -> asyncio.Future[int]:
+        app, _, name = function.partition("/")
+        return await self._bus.offer_tasks(app, name, priority, frame)
+
+    def _answered(
+        self, sent: asyncio.Future[int], function: str, priority: int, frame: bytes
     ) -> None:
+        if not sent.cancelled() and sent.exception() is not None:
+            self._repeat(function, priority, frame)
+
+    def _repeat(self, function: str, priority: int, frame: bytes) -> None:
+        task = asyncio.ensure_future(self._insist(function, priority, frame))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _insist(self, function: str, priority: int, frame: bytes) -> None:
         pause = 0.1
         while True:
-            try:
-                if sent is not None:
-                    await asyncio.wait_for(sent, PATIENCE)
-                    return
-            except (TimeoutError, Unavailable) as error:
-                _log.warning("task frame not accepted yet", function=f"{app}/{name}", why=str(error))
             await asyncio.sleep(pause)
             pause = min(2 * pause, 5.0)
-            sent = None
-            with contextlib.suppress(Unavailable):
-                sent = await self._bus.offer_tasks(app, name, priority, frame)
+            try:
+                await (await self._offer(function, priority, frame))
+            except Unavailable as error:
+                _log.warning("task frame not accepted yet", function=function, why=str(error))
+            else:
+                return
 
     async def cancel(self, tasks: list[TaskId]) -> None:
         """Tells every gateway; the one that holds a task tells its worker."""
@@ -77,8 +80,10 @@ class Outbox:
         frame.tasks.extend(Task(id=task) for task in tasks)
         await self._bus.tell(subjects.CANCEL, frame.SerializeToString())
 
-    async def notify(self, trace_id: bytes, outcome: bytes) -> None:
-        await self._bus.tell(subjects.done_subject(trace_id.hex()), outcome)
+    async def notify(self, outcomes: list[tuple[bytes, bytes]]) -> None:
+        """Tells whoever waits: (trace, outcome message)."""
+        data = msgspec.msgpack.encode(outcomes)
+        await self._bus.tell(subjects.done_subject(self._partition), data)
 
     async def close(self) -> None:
         """Waits a moment for what is under way."""

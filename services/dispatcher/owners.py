@@ -11,7 +11,7 @@ from engine.rpc.status import from_call
 from engine.wire import failure_message, payload_message, timestamp
 from magicflow.v1.partition_service_pb2 import DeliverRequest, OwedRequest
 from magicflow.v1.task_pb2 import RESULT_VERDICT_ACCEPTED, Task, TaskId, TaskResult
-from services.dispatcher.lanes import Owner
+from services.dispatcher.lanes import Began, Owner
 from services.dispatcher.ownership import Ownership
 from services.dispatcher.processor import Processor, Result
 
@@ -22,6 +22,11 @@ class LocalOwner:
 
     async def deliver(self, results: list[Result]) -> list[bool]:
         return await self._processor.deliver(results)
+
+    def began(self, notes: list[Began]) -> bool:
+        for note in notes:
+            self._processor.began(*note)
+        return True
 
 
 class RemoteOwner:
@@ -42,6 +47,9 @@ class RemoteOwner:
         except grpc.aio.AioRpcError as error:
             raise from_call(error) from error
         return [receipt.verdict == RESULT_VERDICT_ACCEPTED for receipt in response.receipts]
+
+    def began(self, notes: list[Began]) -> bool:
+        return False
 
 
 class OwnerFinder:

@@ -47,7 +47,7 @@ from services.dispatcher.checkpoints import Checkpoints
 from services.dispatcher.outbox import Outbox
 from services.dispatcher.timers import Timers
 
-IN_FLIGHT = 2  # frames; more would only make them smaller
+IN_FLIGHT = 1  # frames; more would only make them smaller
 TURN_ITEMS = 2_000  # results or operations in one turn
 TURN_STARTS = 400  # traces started in one turn: finishing old work goes first
 STARTS_WAITING = 2_000  # traces taken from the queue and not started yet
@@ -172,9 +172,7 @@ class Processor:
                     f"partition {self.partition} has seen epoch {self._state.epoch}, "
                     f"this owner has {self.epoch}"
                 )
-            opening = Frame(
-                VERSION, self.partition, self.epoch, 0, self._clock.now(), 0, []
-            )
+            opening = Frame(VERSION, self.partition, self.epoch, 0, self._clock.now(), 0, [])
             try:
                 await (await self._log.append(encode_frame(opening), self._tail))
             except Fenced:
@@ -476,9 +474,7 @@ class Processor:
         self._record(turn, graph, trace, events)
         return bool(events)
 
-    def _record(
-        self, turn: _Turn, graph: Graph, trace: TraceState, events: list[Event]
-    ) -> None:
+    def _record(self, turn: _Turn, graph: Graph, trace: TraceState, events: list[Event]) -> None:
         if not events:
             return
         trace_id = trace.trace_id
@@ -556,6 +552,7 @@ class Processor:
     async def _release(self, turn: _Turn) -> None:
         tasks: list[Task] = []
         cancels: list[TaskId] = []
+        outcomes: list[tuple[bytes, bytes]] = []
         for trace_id, graph, trace, effect in turn.effects:
             if isinstance(effect, Dispatch):
                 if machine.is_current(trace, effect.node, effect.attempt):
@@ -567,11 +564,13 @@ class Processor:
                 code = graph.nodes[effect.node].code
                 cancels.append(TaskId(trace_id=trace_id, node=code, attempt=effect.attempt))
             elif isinstance(effect, Notify):
-                await self._end_of(graph, trace)
+                outcomes.append((trace_id, self._outcome(graph, trace)))
         if tasks:
             await self._outbox.dispatch(tasks)
         if cancels:
             await self._outbox.cancel(cancels)
+        if outcomes:
+            await self._outbox.notify(outcomes)
         for delivery in turn.deliveries:
             await delivery.ack()
         for future, answer in turn.answers:
@@ -582,10 +581,10 @@ class Processor:
             else:
                 future.set_result(answer)
 
-    async def _end_of(self, graph: Graph, trace: TraceState) -> None:
+    def _outcome(self, graph: Graph, trace: TraceState) -> bytes:
         outcome = outcome_message(trace).SerializeToString()
         self._remember(graph, trace, len(outcome))
-        await self._outbox.notify(trace.trace_id, outcome)
+        return outcome
 
     def _remember(self, graph: Graph, trace: TraceState, size: int) -> None:
         weight = size + sum(len(n.output.data) for n in trace.nodes if n.output is not None)

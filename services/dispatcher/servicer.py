@@ -66,9 +66,7 @@ class DispatchServicer(DispatchServiceServicer):
             reader.cancel()
             await self._gateway.leave(session)
 
-    async def _read(
-        self, session: Session, requests: AsyncIterator[pb.WorkRequest]
-    ) -> None:
+    async def _read(self, session: Session, requests: AsyncIterator[pb.WorkRequest]) -> None:
         try:
             async for request in requests:
                 if request.HasField("hello"):
@@ -318,5 +316,3 @@ class PartitionServicer(PartitionServiceServicer):
 
 def _service_only() -> None:
     caller().require("admin", EVERY_APP)
-
-

@@ -413,5 +413,3 @@ def _snapshot_message(row: Any, with_graph: bool) -> playbook_pb2.Snapshot:
         published_at=timestamp(row.published_at),
         published_by=row.published_by,
     )
-
-

@@ -154,7 +154,7 @@ class Projector:
                 position = self._positions.get(partition, 0)
                 if position != self._reported.get(partition, 0):
                     with contextlib.suppress(Unavailable):
-                        await self._snapshots.put(keys.projection(partition), str(position).encode())
+                        await self._snapshots.put(
+                            keys.projection(partition), str(position).encode()
+                        )
                         self._reported[partition] = position
-
-

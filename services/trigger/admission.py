@@ -49,9 +49,7 @@ class Admission:
         self._validators: dict[int, Any] = {}
         self._lanes = [_Lane(bus, partition) for partition in range(partitions)]
 
-    async def prepare(
-        self, playbook: str, snapshot_id: int, value: Payload, by: str
-    ) -> StartTrace:
+    async def prepare(self, playbook: str, snapshot_id: int, value: Payload, by: str) -> StartTrace:
         """A checked trigger with its new trace id.
 
         Errors: `NotFound`, `WrongState`, `Denied` for an app that is off, `Invalid` for an input
@@ -165,9 +163,7 @@ class _Lane:
         return batch
 
 
-def _settle(
-    batch: list[tuple[StartTrace, asyncio.Future[None]]], error: Exception | None
-) -> None:
+def _settle(batch: list[tuple[StartTrace, asyncio.Future[None]]], error: Exception | None) -> None:
     for _, future in batch:
         if future.done():
             continue

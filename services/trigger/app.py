@@ -33,8 +33,8 @@ class Trigger:
         self._apps = Mirror(snapshots, keys.APPS)
         self._lookup = Lookup(snapshots, channels, owners)
         self._admission = Admission(bus, library, self._apps, partitions, clock)
-        waiting = Waiting(bus, self._lookup)
-        servicer = TriggerServicer(self._admission, waiting, owners, self._lookup, clock)
+        self._waiting = Waiting(bus, self._lookup)
+        servicer = TriggerServicer(self._admission, self._waiting, owners, self._lookup, clock)
         self.services = [
             Registration(
                 "magicflow.v1.TriggerService", add_TriggerServiceServicer_to_server, servicer
@@ -44,8 +44,10 @@ class Trigger:
     async def open(self) -> None:
         await self._apps.open()
         await self._lookup.open()
+        await self._waiting.open()
 
     async def close(self) -> None:
         await self._admission.close()
+        await self._waiting.close()
         await self._lookup.close()
         await self._apps.close()

@@ -67,7 +67,7 @@ class TriggerServicer(TriggerServiceServicer):
         if not wait:
             await self._admission.append(trigger)
             return answer
-        async with self._waiting.listen(trigger.trace_id) as future:
+        with self._waiting.listen(trigger.trace_id) as future:
             await self._admission.append(trigger)
             remaining = context.time_remaining()
             patience = min(wait, MAX_WAIT, remaining - 0.1 if remaining else MAX_WAIT)
@@ -117,7 +117,7 @@ class TriggerServicer(TriggerServiceServicer):
         trace_id = _parse(request.trace_id)
         remaining = context.time_remaining()
         patience = max(0.0, remaining - 0.1) if remaining else MAX_WAIT
-        async with self._waiting.listen(trace_id) as future:
+        with self._waiting.listen(trace_id) as future:
             trace = await self._lookup.trace(trace_id)
             caller().require("trigger", trace.app)
             outcome = await self._waiting.outcome(trace_id, future, patience, look_first=True)
