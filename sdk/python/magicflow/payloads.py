@@ -1,0 +1,85 @@
+"""Python values to payloads and back. JSON unless the value is bytes.
+
+Dataclasses, enums, `datetime` (ISO 8601), `UUID`, `Decimal` (as text), sets, tuples and pydantic
+models are written as JSON; integers are exact whatever their size; NaN and infinity are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import json
+import uuid
+from typing import Any
+
+import msgspec
+
+from magicflow.errors import TaskError
+from magicflow.v1.payload_pb2 import Payload
+
+OCTETS = "application/octet-stream"
+_NULL = b"null"
+
+
+def to_payload(value: Any) -> Payload:
+    """Errors: `TypeError` or `ValueError` for a value that has no JSON form."""
+    if isinstance(value, Payload):
+        return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        return Payload(data=bytes(value), content_type=OCTETS)
+    return Payload(data=to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON, UTF-8."""
+    return json.dumps(
+        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
+    ).encode()
+
+
+def from_payload(payload: Payload) -> Any:
+    """The value; bytes for a type other than JSON. Errors: `ValueError` for malformed
+    JSON."""
+    if payload.content_type and payload.content_type != "application/json":
+        return payload.data
+    return msgspec.json.decode(payload.data or _NULL)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, uuid.UUID | decimal.Decimal):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return list(value)
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def result_payload(value: Any, limit: int) -> Payload:
+    """The payload of a function's result. Errors: `TaskError`, not retryable, when the value
+    has no JSON form or is larger than `limit` bytes."""
+    try:
+        payload = to_payload(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TaskError(
+            "OUTPUT_INVALID", f"the result cannot be sent: {error}", retryable=False
+        ) from error
+    if len(payload.data) > limit:
+        raise TaskError(
+            "PAYLOAD_TOO_LARGE",
+            f"the result has {len(payload.data)} bytes; {limit} are allowed: "
+            "store it elsewhere and return a reference",
+            retryable=False,
+        )
+    return payload
