@@ -201,7 +201,7 @@ def task_env(graph: Graph, state: TraceState, index: int) -> bytes:
     own = graph.nodes[index].drawn.env
     if own is UNSET:
         return of_value(state.env).data if state.env else b""
-    return of_value({**state.env, **own}).data  # type: ignore[dict-item]
+    return of_value({**state.env, **own}).data
 
 
 # Traces.

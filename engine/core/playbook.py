@@ -133,7 +133,7 @@ class Playbook(msgspec.Struct, frozen=True):
     description: str = ""
     input_schema: Template = UNSET
     output_schema: Template = UNSET
-    env: dict[str, Any] = {}  # noqa: RUF012  (msgspec copies mutable defaults)
+    env: dict[str, Any] = {}
     timeout: int = 0
     output: Template = UNSET
 

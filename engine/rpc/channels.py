@@ -83,7 +83,7 @@ class Owners:
                 mend="try again; if it lasts, see `magicflow doctor`",
                 retry_after=0.5,
             )
-        stub: PartitionServiceAsyncStub = PartitionServiceStub(  # type: ignore[assignment]
+        stub: PartitionServiceAsyncStub = PartitionServiceStub(
             self._channels.to(decode_claim(value).address)
         )
         return stub

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any
 
 import msgspec
 import structlog
@@ -19,12 +20,14 @@ import structlog
 from engine.bus import subjects
 from engine.bus.port import Bus, Listening
 from engine.clock import Clock
+from engine.core.failure import Failure
 from engine.errors import Invalid, MagicflowError, NotFound, Unavailable
 from engine.ids import partition_of
 from engine.wire import failure as failure_of
 from engine.wire import json_complaint, milliseconds, payload, timestamp
 from magicflow.v1.task_pb2 import (
     RESULT_VERDICT_ACCEPTED,
+    RESULT_VERDICT_REFUSED,
     RESULT_VERDICT_SUPERSEDED,
     ResultReceipt,
     Task,
@@ -33,7 +36,6 @@ from magicflow.v1.task_pb2 import (
     TaskResult,
 )
 from magicflow.v1.worker_pb2 import Command, CommandReceipt, TaskProgress, Worker, WorkerHello
-from engine.core.failure import Failure
 from services.dispatcher.feeds import Feed, HeldTask, Holding, Recheck, key_of
 from services.dispatcher.lanes import Began, FindOwner, Lane
 from services.dispatcher.processor import Result
@@ -200,7 +202,11 @@ class Gateway:
             session.assigned.discard(key)
             if len(message.id.trace_id) != 16:
                 session.receipt(
-                    ResultReceipt(id=message.id, verdict=3, message="the trace id has not 16 bytes")
+                    ResultReceipt(
+                        id=message.id,
+                        verdict=RESULT_VERDICT_REFUSED,
+                        message="the trace id has not 16 bytes",
+                    )
                 )
                 continue
             self._answers[key].append((session, message.id))
@@ -331,8 +337,8 @@ class Gateway:
             if feed is not None:
                 self._spawn(feed.pump())
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type, var-annotated]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._spawned)
 

@@ -23,6 +23,7 @@ from engine.clock import Clock
 from engine.core import machine
 from engine.core.effects import Cancel, Dispatch, Effect, Notify, Wake, effects_of, owed
 from engine.core.events import Event, TraceEnded, TraceStarted
+from engine.core.failure import Failure
 from engine.core.graph import Graph
 from engine.core.journal import (
     VERSION,
@@ -37,7 +38,6 @@ from engine.core.journal import (
 )
 from engine.core.machine import Command, Failed, Succeeded, TimerFired
 from engine.core.payload import Payload
-from engine.core.failure import Failure
 from engine.core.state import TraceState
 from engine.errors import MagicflowError, NotFound, Unavailable
 from engine.snapshots.library import Library

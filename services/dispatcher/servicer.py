@@ -42,7 +42,7 @@ class DispatchServicer(DispatchServiceServicer):
         self._gateway = gateway
         self._instance = instance
 
-    async def Work(  # noqa: N802
+    async def Work(
         self,
         request_iterator: AsyncIterator[pb.WorkRequest],
         context: grpc.aio.ServicerContext[pb.WorkRequest, pb.WorkResponse],
@@ -93,7 +93,7 @@ class DispatchServicer(DispatchServiceServicer):
         if request.HasField("heartbeat"):
             session.echo(request.heartbeat.number)
 
-    async def Poll(  # noqa: N802
+    async def Poll(
         self,
         request: pb.PollRequest,
         context: grpc.aio.ServicerContext[pb.PollRequest, pb.PollResponse],
@@ -111,7 +111,7 @@ class DispatchServicer(DispatchServiceServicer):
             self._gateway.began(session, frame.tasks)
         return pb.PollResponse(tasks=frame.tasks, commands=frame.commands)
 
-    async def Complete(  # noqa: N802
+    async def Complete(
         self,
         request: pb.CompleteRequest,
         context: grpc.aio.ServicerContext[pb.CompleteRequest, pb.CompleteResponse],
@@ -137,7 +137,7 @@ class DispatchServicer(DispatchServiceServicer):
             await answered.wait()
         return pb.CompleteResponse(receipts=[r for r in receipts if r is not None])
 
-    async def Heartbeat(  # noqa: N802
+    async def Heartbeat(
         self,
         request: pb.HeartbeatRequest,
         context: grpc.aio.ServicerContext[pb.HeartbeatRequest, pb.HeartbeatResponse],
@@ -147,7 +147,7 @@ class DispatchServicer(DispatchServiceServicer):
         self._gateway.receipts(session, request.receipts)
         return pb.HeartbeatResponse(commands=session.take_commands())
 
-    async def SendCommand(  # noqa: N802
+    async def SendCommand(
         self,
         request: pb.SendCommandRequest,
         context: grpc.aio.ServicerContext[pb.SendCommandRequest, pb.SendCommandResponse],
@@ -165,13 +165,13 @@ class DispatchServicer(DispatchServiceServicer):
         receipt = await self._gateway.command(request.worker_id, request.command, timeout)
         return pb.SendCommandResponse(receipt=receipt)
 
-    async def ListDeadLetters(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListDeadLetters(self, request: Any, context: Any) -> Any:
         raise _later("ListDeadLetters")
 
-    async def ReplayDeadLetter(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ReplayDeadLetter(self, request: Any, context: Any) -> Any:
         raise _later("ReplayDeadLetter")
 
-    async def DropDeadLetter(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def DropDeadLetter(self, request: Any, context: Any) -> Any:
         raise _later("DropDeadLetter")
 
     async def _join(self, hello: WorkerHello) -> Session:
@@ -223,7 +223,7 @@ class PartitionServicer(PartitionServiceServicer):
         self._partitions = partitions
         self._workers = workers
 
-    async def Deliver(  # noqa: N802
+    async def Deliver(
         self,
         request: inner.DeliverRequest,
         context: grpc.aio.ServicerContext[inner.DeliverRequest, inner.DeliverResponse],
@@ -247,7 +247,7 @@ class PartitionServicer(PartitionServiceServicer):
             ]
         )
 
-    async def Owed(  # noqa: N802
+    async def Owed(
         self,
         request: inner.OwedRequest,
         context: grpc.aio.ServicerContext[inner.OwedRequest, inner.OwedResponse],
@@ -256,7 +256,7 @@ class PartitionServicer(PartitionServiceServicer):
         processor = self._processor(request.partition)
         return inner.OwedResponse(owed=processor.owed([_id_key(task) for task in request.tasks]))
 
-    async def Inspect(  # noqa: N802
+    async def Inspect(
         self,
         request: inner.InspectRequest,
         context: grpc.aio.ServicerContext[inner.InspectRequest, inner.InspectResponse],
@@ -268,7 +268,7 @@ class PartitionServicer(PartitionServiceServicer):
         message = trace_message(graph, state, self._offered(), processor.running(trace_id))
         return inner.InspectResponse(trace=message)
 
-    async def Operate(  # noqa: N802
+    async def Operate(
         self,
         request: inner.OperateRequest,
         context: grpc.aio.ServicerContext[inner.OperateRequest, inner.OperateResponse],

@@ -57,7 +57,7 @@ class RegistryServicer(RegistryServiceServicer):
 
     # Apps and tokens.
 
-    async def CreateApp(self, request: pb.CreateAppRequest, context: Any) -> pb.CreateAppResponse:  # noqa: N802
+    async def CreateApp(self, request: pb.CreateAppRequest, context: Any) -> pb.CreateAppResponse:
         caller().require("admin", EVERY_APP)
         app = request.app
         _check_name("app.name", app.name)
@@ -72,16 +72,16 @@ class RegistryServicer(RegistryServiceServicer):
         text, _ = await self._token(app.name, "owner", SCOPES, TOKEN_LIFETIME)
         return pb.CreateAppResponse(app=await self._app(app.name), token=text)
 
-    async def GetApp(self, request: pb.GetAppRequest, context: Any) -> pb.GetAppResponse:  # noqa: N802
+    async def GetApp(self, request: pb.GetAppRequest, context: Any) -> pb.GetAppResponse:
         caller().require("trigger", request.name)
         return pb.GetAppResponse(app=await self._app(request.name))
 
-    async def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:  # noqa: N802
+    async def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
         rows = await self._store.apps()
         seen = [_app_message(row) for row in rows if caller().may("trigger", row.name)]
         return pb.ListAppsResponse(apps=seen)
 
-    async def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> pb.UpdateAppResponse:  # noqa: N802
+    async def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> pb.UpdateAppResponse:
         app = request.app
         caller().require("admin", app.name)
         for field, given in (("quota", app.quota), ("brokers", app.brokers)):
@@ -98,7 +98,7 @@ class RegistryServicer(RegistryServiceServicer):
     async def _app(self, name: str) -> pb.App:
         return _app_message(await self._store.app(name))
 
-    async def CreateToken(  # noqa: N802
+    async def CreateToken(
         self, request: pb.CreateTokenRequest, context: Any
     ) -> pb.CreateTokenResponse:
         caller().require("admin", request.app)
@@ -136,7 +136,7 @@ class RegistryServicer(RegistryServiceServicer):
         )
         return text, _token_message(await self._store.token(identity.token_id))
 
-    async def RevokeToken(  # noqa: N802
+    async def RevokeToken(
         self, request: pb.RevokeTokenRequest, context: Any
     ) -> pb.RevokeTokenResponse:
         row = await self._store.token(request.id)
@@ -145,14 +145,14 @@ class RegistryServicer(RegistryServiceServicer):
         await self._store.revoke_token(request.id, self._clock.now())
         return pb.RevokeTokenResponse()
 
-    async def ListTokens(  # noqa: N802
+    async def ListTokens(
         self, request: pb.ListTokensRequest, context: Any
     ) -> pb.ListTokensResponse:
         caller().require("admin", request.app)
         rows = await self._store.tokens(request.app)
         return pb.ListTokensResponse(tokens=[_token_message(row) for row in rows])
 
-    async def ListFunctions(  # noqa: N802
+    async def ListFunctions(
         self, request: pb.ListFunctionsRequest, context: Any
     ) -> pb.ListFunctionsResponse:
         functions = [
@@ -168,7 +168,7 @@ class RegistryServicer(RegistryServiceServicer):
 
     # Playbooks.
 
-    async def ValidatePlaybook(  # noqa: N802
+    async def ValidatePlaybook(
         self, request: pb.ValidatePlaybookRequest, context: Any
     ) -> pb.ValidatePlaybookResponse:
         examined = await self._publishing.examine(_source(request), request.strict)
@@ -180,7 +180,7 @@ class RegistryServicer(RegistryServiceServicer):
             playbook=None if known is None else playbook_message(known),
         )
 
-    async def PublishSnapshot(  # noqa: N802
+    async def PublishSnapshot(
         self, request: pb.PublishSnapshotRequest, context: Any
     ) -> pb.PublishSnapshotResponse:
         source = _source(request)
@@ -199,7 +199,7 @@ class RegistryServicer(RegistryServiceServicer):
             active=active == done.snapshot_id,
         )
 
-    async def SwitchSnapshot(  # noqa: N802
+    async def SwitchSnapshot(
         self, request: pb.SwitchSnapshotRequest, context: Any
     ) -> pb.SwitchSnapshotResponse:
         row = await self._playbook(request.playbook, "operate")
@@ -208,23 +208,23 @@ class RegistryServicer(RegistryServiceServicer):
         )
         return pb.SwitchSnapshotResponse(previous_snapshot_id=previous)
 
-    async def SetCanary(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def SetCanary(self, request: Any, context: Any) -> Any:
         raise Unimplemented("SetCanary is not available in this version")
 
-    async def GetPlaybook(  # noqa: N802
+    async def GetPlaybook(
         self, request: pb.GetPlaybookRequest, context: Any
     ) -> pb.GetPlaybookResponse:
         row = await self._playbook(request.playbook, "trigger")
         return pb.GetPlaybookResponse(playbook=await self._record(row))
 
-    async def ListPlaybooks(  # noqa: N802
+    async def ListPlaybooks(
         self, request: pb.ListPlaybooksRequest, context: Any
     ) -> pb.ListPlaybooksResponse:
         rows = await self._store.playbooks(request.app)
         seen = [await self._record(row) for row in rows if caller().may("trigger", row.app)]
         return pb.ListPlaybooksResponse(playbooks=seen)
 
-    async def GetSnapshot(  # noqa: N802
+    async def GetSnapshot(
         self, request: pb.GetSnapshotRequest, context: Any
     ) -> pb.GetSnapshotResponse:
         row = await self._store.snapshot(request.id)
@@ -233,7 +233,7 @@ class RegistryServicer(RegistryServiceServicer):
         message.document = row.document
         return pb.GetSnapshotResponse(snapshot=message)
 
-    async def ListSnapshots(  # noqa: N802
+    async def ListSnapshots(
         self, request: pb.ListSnapshotsRequest, context: Any
     ) -> pb.ListSnapshotsResponse:
         row = await self._playbook(request.playbook, "trigger")
@@ -247,7 +247,7 @@ class RegistryServicer(RegistryServiceServicer):
             next_page_token=more,
         )
 
-    async def DiffSnapshots(  # noqa: N802
+    async def DiffSnapshots(
         self, request: pb.DiffSnapshotsRequest, context: Any
     ) -> pb.DiffSnapshotsResponse:
         older = await self._store.snapshot(request.from_snapshot_id)
@@ -287,7 +287,7 @@ class RegistryServicer(RegistryServiceServicer):
 
     # Grants.
 
-    async def CreateGrant(  # noqa: N802
+    async def CreateGrant(
         self, request: pb.CreateGrantRequest, context: Any
     ) -> pb.CreateGrantResponse:
         grant = request.grant
@@ -303,7 +303,7 @@ class RegistryServicer(RegistryServiceServicer):
         await self._store.add_grant(grant.owner, grant.grantee, grant.target)
         return pb.CreateGrantResponse()
 
-    async def RevokeGrant(  # noqa: N802
+    async def RevokeGrant(
         self, request: pb.RevokeGrantRequest, context: Any
     ) -> pb.RevokeGrantResponse:
         grant = request.grant
@@ -311,7 +311,7 @@ class RegistryServicer(RegistryServiceServicer):
         await self._store.remove_grant(grant.owner, grant.grantee, grant.target)
         return pb.RevokeGrantResponse()
 
-    async def ListGrants(  # noqa: N802
+    async def ListGrants(
         self, request: pb.ListGrantsRequest, context: Any
     ) -> pb.ListGrantsResponse:
         caller().require("trigger", request.app)
@@ -323,7 +323,7 @@ class RegistryServicer(RegistryServiceServicer):
 
     # The cluster.
 
-    async def ListWorkers(  # noqa: N802
+    async def ListWorkers(
         self, request: pb.ListWorkersRequest, context: Any
     ) -> pb.ListWorkersResponse:
         workers = [Worker.FromString(value) for value in self._view.workers.entries.values()]
@@ -335,11 +335,11 @@ class RegistryServicer(RegistryServiceServicer):
         seen.sort(key=lambda worker: (worker.app, worker.worker_id))
         return pb.ListWorkersResponse(workers=seen)
 
-    async def GetCluster(  # noqa: N802
+    async def GetCluster(
         self, request: pb.GetClusterRequest, context: Any
     ) -> pb.GetClusterResponse:
         caller().require("trigger", EVERY_APP)
-        response = pb.GetClusterResponse()
+        response = pb.GetClusterResponse(now=timestamp(self._clock.now()))
         for _, data in sorted(self._view.instances.entries.items()):
             member = decode_member(data)
             response.instances.add(

@@ -52,14 +52,14 @@ class TraceServicer(TraceServiceServicer):
     async def open(self) -> None:
         await self._bus.listen(PROJECTED, self._projected)
 
-    async def GetTrace(  # noqa: N802
+    async def GetTrace(
         self,
         request: pb.GetTraceRequest,
         context: grpc.aio.ServicerContext[pb.GetTraceRequest, pb.GetTraceResponse],
     ) -> pb.GetTraceResponse:
         return pb.GetTraceResponse(trace=await self._get(_parse(request.trace_id)))
 
-    async def WatchTrace(  # noqa: N802
+    async def WatchTrace(
         self,
         request: pb.WatchTraceRequest,
         context: grpc.aio.ServicerContext[pb.WatchTraceRequest, pb.WatchTraceResponse],
@@ -85,7 +85,7 @@ class TraceServicer(TraceServiceServicer):
             if not self._watchers[trace_id]:
                 del self._watchers[trace_id]
 
-    async def ListEvents(  # noqa: N802
+    async def ListEvents(
         self,
         request: pb.ListEventsRequest,
         context: grpc.aio.ServicerContext[pb.ListEventsRequest, pb.ListEventsResponse],
@@ -107,7 +107,7 @@ class TraceServicer(TraceServiceServicer):
         more = str(start + size) if start + size < len(events) else ""
         return pb.ListEventsResponse(events=page, next_page_token=more)
 
-    async def ListTraces(  # noqa: N802
+    async def ListTraces(
         self,
         request: pb.ListTracesRequest,
         context: grpc.aio.ServicerContext[pb.ListTracesRequest, pb.ListTracesResponse],
@@ -134,10 +134,10 @@ class TraceServicer(TraceServiceServicer):
             traces=[_row_message(row) for row in rows], next_page_token=more
         )
 
-    async def SearchTraces(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def SearchTraces(self, request: Any, context: Any) -> Any:
         raise Unimplemented("SearchTraces is not available in this version")
 
-    async def GetStats(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetStats(self, request: Any, context: Any) -> Any:
         raise Unimplemented("GetStats is not available in this version")
 
     async def _get(self, trace_id: bytes) -> trace_pb2.Trace:

@@ -94,11 +94,11 @@ class Admission:
         except NotJson as error:
             raise Invalid(f"input: {error}", reason="INPUT_INVALID") from error
         violations = []
-        for error in validator.iter_errors(data):
+        for found in validator.iter_errors(data):
             path = "input" + "".join(
-                f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path
+                f"[{part}]" if isinstance(part, int) else f".{part}" for part in found.instance_path
             )
-            violations.append(FieldViolation(path, "INPUT_INVALID", str(error.message)))
+            violations.append(FieldViolation(path, "INPUT_INVALID", str(found.message)))
             if len(violations) == _MAX_VIOLATIONS:
                 break
         if violations:

@@ -54,7 +54,7 @@ class Lookup:
         if not addresses:
             raise Unavailable("no instance of the trace service is live", retry_after=1.0)
         self._turn += 1
-        stub: TraceServiceAsyncStub = TraceServiceStub(  # type: ignore[assignment]
+        stub: TraceServiceAsyncStub = TraceServiceStub(
             self._channels.to(addresses[self._turn % len(addresses)])
         )
         return stub

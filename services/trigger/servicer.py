@@ -50,7 +50,7 @@ class TriggerServicer(TriggerServiceServicer):
         self._lookup = lookup
         self._clock = clock
 
-    async def Trigger(  # noqa: N802
+    async def Trigger(
         self,
         request: pb.TriggerRequest,
         context: grpc.aio.ServicerContext[pb.TriggerRequest, pb.TriggerResponse],
@@ -80,7 +80,7 @@ class TriggerServicer(TriggerServiceServicer):
             answer.outcome.CopyFrom(outcome)
         return answer
 
-    async def TriggerBatch(  # noqa: N802
+    async def TriggerBatch(
         self,
         request: pb.TriggerBatchRequest,
         context: grpc.aio.ServicerContext[pb.TriggerBatchRequest, pb.TriggerBatchResponse],
@@ -109,7 +109,7 @@ class TriggerServicer(TriggerServiceServicer):
             )
         )
 
-    async def Await(  # noqa: N802
+    async def Await(
         self,
         request: pb.AwaitRequest,
         context: grpc.aio.ServicerContext[pb.AwaitRequest, pb.AwaitResponse],
@@ -123,7 +123,7 @@ class TriggerServicer(TriggerServiceServicer):
             outcome = await self._waiting.outcome(trace_id, future, patience, look_first=True)
         return pb.AwaitResponse(trace_id=request.trace_id, outcome=outcome)
 
-    async def Abort(  # noqa: N802
+    async def Abort(
         self,
         request: pb.AbortRequest,
         context: grpc.aio.ServicerContext[pb.AbortRequest, pb.AbortResponse],
@@ -166,28 +166,28 @@ class TriggerServicer(TriggerServiceServicer):
             )
         raise refused
 
-    async def Signal(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Signal(self, request: Any, context: Any) -> Any:
         raise _later("Signal")
 
-    async def Pause(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Pause(self, request: Any, context: Any) -> Any:
         raise _later("Pause")
 
-    async def Resume(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Resume(self, request: Any, context: Any) -> Any:
         raise _later("Resume")
 
-    async def Retry(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Retry(self, request: Any, context: Any) -> Any:
         raise _later("Retry")
 
-    async def Rerun(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Rerun(self, request: Any, context: Any) -> Any:
         raise _later("Rerun")
 
-    async def CompleteNode(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def CompleteNode(self, request: Any, context: Any) -> Any:
         raise _later("CompleteNode")
 
-    async def FailNode(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def FailNode(self, request: Any, context: Any) -> Any:
         raise _later("FailNode")
 
-    async def SkipNode(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def SkipNode(self, request: Any, context: Any) -> Any:
         raise _later("SkipNode")
 
 

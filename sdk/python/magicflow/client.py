@@ -17,7 +17,7 @@ from magicflow.playbook import Playbook
 from magicflow.v1 import playbook_pb2, trace_pb2
 from magicflow.v1 import registry_service_pb2 as registry
 from magicflow.v1 import trace_service_pb2 as traces
-from magicflow.v1 import trigger_service_pb2 as trigger
+from magicflow.v1 import trigger_service_pb2 as triggers
 from magicflow.v1.event_pb2 import Event
 from magicflow.v1.registry_service_pb2_grpc import RegistryServiceStub
 from magicflow.v1.trace_service_pb2_grpc import TraceServiceStub
@@ -47,7 +47,7 @@ class TraceHandle:
     def __repr__(self) -> str:
         return f"TraceHandle({self.trace_id})"
 
-    async def outcome(self, timeout: float | None = None) -> trigger.Outcome:
+    async def outcome(self, timeout: float | None = None) -> triggers.Outcome:
         """How it ended. Waits for ever, or up to `timeout` seconds.
 
         Errors: `DeadlineExceeded`, `NotFound`.
@@ -77,7 +77,7 @@ class TraceHandle:
         await self._client.signal(self.trace_id, node, payload, approve=approve, why=why)
 
 
-def value_of(trace_id: str, outcome: trigger.Outcome) -> Any:
+def value_of(trace_id: str, outcome: triggers.Outcome) -> Any:
     """The output of a succeeded trace. Errors: `TraceFailed`."""
     if outcome.status != trace_pb2.TRACE_STATUS_SUCCEEDED:
         raise TraceFailed(trace_id, status_name(outcome.status), outcome.failure)
@@ -187,14 +187,14 @@ class Client:
 
     async def _start(
         self, playbook: str, value: Any, snapshot: int, wait: float
-    ) -> trigger.TriggerResponse:
-        request = trigger.TriggerRequest(
+    ) -> triggers.TriggerResponse:
+        request = triggers.TriggerRequest(
             playbook=playbook,
             snapshot_id=snapshot,
             input=_input(value),
             wait=_duration(wait) if wait else None,
         )
-        answer: trigger.TriggerResponse = await self._call(
+        answer: triggers.TriggerResponse = await self._call(
             self._trigger.Trigger, request, timeout=self._timeout + wait, repeat=False
         )
         return answer
@@ -203,9 +203,9 @@ class Client:
         self, items: Iterable[tuple[str, Any]]
     ) -> list[TraceHandle | Invalid | Unavailable]:
         """Starts many traces: (playbook, input) each. A refused one is an error in the list."""
-        request = trigger.TriggerBatchRequest(
+        request = triggers.TriggerBatchRequest(
             triggers=[
-                trigger.TriggerRequest(playbook=playbook, input=_input(value))
+                triggers.TriggerRequest(playbook=playbook, input=_input(value))
                 for playbook, value in items
             ]
         )
@@ -224,7 +224,7 @@ class Client:
         """A handle of a trace that was started elsewhere."""
         return TraceHandle(self, trace_id)
 
-    async def await_outcome(self, trace_id: str, timeout: float | None = None) -> trigger.Outcome:
+    async def await_outcome(self, trace_id: str, timeout: float | None = None) -> triggers.Outcome:
         """Errors: `DeadlineExceeded` after `timeout` seconds, `NotFound`."""
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
@@ -238,11 +238,11 @@ class Client:
                 )
             try:
                 answer = await self._call(
-                    self._trigger.Await, trigger.AwaitRequest(trace_id=trace_id), timeout=left
+                    self._trigger.Await, triggers.AwaitRequest(trace_id=trace_id), timeout=left
                 )
             except DeadlineExceeded:
                 continue
-            outcome: trigger.Outcome = answer.outcome
+            outcome: triggers.Outcome = answer.outcome
             return outcome
 
     async def get(self, trace_id: str) -> trace_pb2.Trace:
@@ -285,7 +285,7 @@ class Client:
             if not token:
                 return found
 
-    async def list(
+    async def list_traces(
         self,
         playbook: str = "",
         *,
@@ -316,14 +316,14 @@ class Client:
 
     async def abort(self, trace_id: str, why: str = "") -> None:
         """Ends a trace now; harmless to repeat. Errors: `NotFound`, `WrongState`."""
-        await self._call(self._trigger.Abort, trigger.AbortRequest(trace_id=trace_id, why=why))
+        await self._call(self._trigger.Abort, triggers.AbortRequest(trace_id=trace_id, why=why))
 
     async def signal(
         self, trace_id: str, node: str, payload: Any = None, *, approve: bool = True, why: str = ""
     ) -> None:
         """Gives a waiting hook its payload and decision. Errors: `NotFound`, `WrongState`."""
-        decision = trigger.DECISION_APPROVE if approve else trigger.DECISION_REJECT
-        request = trigger.SignalRequest(
+        decision = triggers.DECISION_APPROVE if approve else triggers.DECISION_REJECT
+        request = triggers.SignalRequest(
             trace_id=trace_id, node=node, payload=_input(payload), decision=decision, why=why
         )
         await self._call(self._trigger.Signal, request, repeat=False)

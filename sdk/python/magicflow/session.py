@@ -17,8 +17,14 @@ from magicflow.errors import Unavailable, from_rpc
 from magicflow.host_facts import host_facts
 from magicflow.v1.dispatch_service_pb2 import WorkRequest, WorkResponse
 from magicflow.v1.dispatch_service_pb2_grpc import DispatchServiceStub
-from magicflow.v1.task_pb2 import TaskId, TaskProgress, TaskResult
-from magicflow.v1.worker_pb2 import CommandReceipt, WorkerHeartbeat, WorkerHello, WorkerWelcome
+from magicflow.v1.task_pb2 import TaskId, TaskResult
+from magicflow.v1.worker_pb2 import (
+    CommandReceipt,
+    TaskProgress,
+    WorkerHeartbeat,
+    WorkerHello,
+    WorkerWelcome,
+)
 
 FRAME_RESULTS = 256
 FRAME_BYTES = 1 << 20

@@ -22,11 +22,12 @@ from magicflow.running import Runner
 from magicflow.session import Outgoing, Session
 from magicflow.v1.dispatch_service_pb2 import WorkResponse
 from magicflow.v1.payload_pb2 import Payload
-from magicflow.v1.task_pb2 import Task, TaskId, TaskProgress, TaskResult
+from magicflow.v1.task_pb2 import Task, TaskId, TaskResult
 from magicflow.v1.worker_pb2 import (
     Command,
     CommandReceipt,
     Function,
+    TaskProgress,
     WorkerHello,
     WorkerWelcome,
 )

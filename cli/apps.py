@@ -1,0 +1,174 @@
+"""`magicflow app …`, `magicflow grant …`, `magicflow worker …`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import magicflow
+from cli.output import JsonFlag, age, command, err, out, show_json
+
+app = typer.Typer(no_args_is_help=True, help="Apps and their tokens.")
+grants = typer.Typer(no_args_is_help=True, help="Who may use whose functions and playbooks.")
+workers = typer.Typer(no_args_is_help=True, help="Workers.")
+
+AppName = Annotated[str, typer.Argument(metavar="APP", help="The app's name.")]
+
+
+@app.command("create")
+@command
+async def create(
+    name: AppName,
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Make an app and its first token, which is shown once."""
+    async with magicflow.Client() as client:
+        token = await client.create_app(name, description)
+    if as_json:
+        show_json({"app": name, "token": token})
+        return
+    err.print(f"app [bold]{name}[/] made. Its token, shown this once:", highlight=False)
+    print(token)
+    err.print("Give it to workers and callers in MAGICFLOW_TOKEN.", highlight=False)
+
+
+@app.command("list")
+@command
+async def list_apps(as_json: JsonFlag = False) -> None:
+    """All apps."""
+    async with magicflow.Client() as client:
+        found = await client.apps()
+    if as_json:
+        show_json(found)
+        return
+    table = Table("app", "enabled", "description")
+    for item in found:
+        table.add_row(item.name, "yes" if item.enabled else "no", item.description)
+    out.print(table)
+
+
+@app.command("token")
+@command
+async def token(
+    name: AppName,
+    subject: Annotated[str, typer.Option(help="Who will hold it.")] = "cli",
+    scopes: Annotated[str, typer.Option(help="Of trigger, work, operate, admin.")] = "trigger,work",
+    days: Annotated[float, typer.Option(min=0.01, help="How long it is good.")] = 90.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make another token for an app."""
+    async with magicflow.Client() as client:
+        text, made = await client.create_token(
+            name, subject, [s.strip() for s in scopes.split(",") if s.strip()], days * 86_400
+        )
+    if as_json:
+        show_json({"text": text, "token": made})
+    else:
+        print(text)
+
+
+@app.command("tokens")
+@command
+async def tokens(name: AppName, as_json: JsonFlag = False) -> None:
+    """The tokens of an app."""
+    async with magicflow.Client() as client:
+        found = await client.tokens(name)
+    if as_json:
+        show_json(found)
+        return
+    table = Table("id", "subject", "scopes", "expires", "revoked")
+    for item in found:
+        names = [magicflow_scope(scope) for scope in item.scopes]
+        table.add_row(
+            item.id,
+            item.subject,
+            ", ".join(names),
+            item.expires_at.ToDatetime().isoformat(" ", "seconds"),
+            "yes" if item.HasField("revoked_at") else "",
+        )
+    out.print(table)
+
+
+def magicflow_scope(number: int) -> str:
+    from magicflow.v1.registry_service_pb2 import Scope
+
+    return Scope.Name(number).removeprefix("SCOPE_").lower()  # type: ignore[arg-type]
+
+
+@app.command("revoke")
+@command
+async def revoke(token_id: Annotated[str, typer.Argument(help="The token's id.")]) -> None:
+    """Make a token worthless, everywhere, within a second."""
+    async with magicflow.Client() as client:
+        await client.revoke_token(token_id)
+    out.print(f"token {token_id} revoked", highlight=False)
+
+
+Target = Annotated[str, typer.Argument(help="app/name, or app/* for all of the app.")]
+Grantee = Annotated[str, typer.Argument(help="The app that may use it.")]
+
+
+@grants.command("create")
+@command
+async def create_grant(target: Target, grantee: Grantee) -> None:
+    """Let another app use a function or playbook."""
+    async with magicflow.Client() as client:
+        await client.grant(target, grantee)
+    out.print(f"{grantee} may use {target}", highlight=False)
+
+
+@grants.command("revoke")
+@command
+async def revoke_grant(target: Target, grantee: Grantee) -> None:
+    """Take a grant back."""
+    async with magicflow.Client() as client:
+        await client.revoke_grant(target, grantee)
+    out.print(f"{grantee} may no longer use {target}", highlight=False)
+
+
+@grants.command("list")
+@command
+async def list_grants(name: AppName, as_json: JsonFlag = False) -> None:
+    """The grants that an app gave or holds."""
+    async with magicflow.Client() as client:
+        found = await client.grants(name)
+    if as_json:
+        show_json(found)
+        return
+    table = Table("target", "may be used by")
+    for item in found:
+        table.add_row(item.target, item.grantee)
+    out.print(table)
+
+
+@workers.command("list")
+@command
+async def list_workers(
+    name: Annotated[str, typer.Argument(metavar="[APP]", help="Only this app's.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """The workers that are connected now."""
+    import time
+
+    async with magicflow.Client() as client:
+        found = await client.workers(name)
+    if as_json:
+        show_json(found)
+        return
+    table = Table("worker", "app", "functions", "slots", "host", "sdk", "connected", "")
+    for item in found:
+        connected = time.time() * 1_000 - item.connected_at.ToMilliseconds()
+        table.add_row(
+            item.worker_id,
+            item.app,
+            ", ".join(function.name for function in item.functions),
+            str(item.slots),
+            f"{item.host.host}:{item.host.pid}",
+            item.sdk,
+            f"{age(max(0, connected))} ago",
+            "draining" if item.draining else "",
+        )
+    out.print(table)
