@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -25,9 +26,13 @@ class Settings(BaseSettings):
     listen: str = Field("127.0.0.1:7200", description="host:port of the gRPC server")
     advertise: str = Field("", description="host:port for other instances; default: listen")
     instance: str = Field("", description="name of this instance; default: host and process id")
-    nats: list[str] = Field(["nats://127.0.0.1:4222"], description="servers of the bus")
+    nats: Annotated[list[str], NoDecode] = Field(
+        ["nats://127.0.0.1:4222"], description="servers of the bus"
+    )
     replicas: int = Field(1, ge=1, le=5, description="copies of each stream")
-    etcd: list[str] = Field([], description="etcd endpoints, host:port; empty: embedded")
+    etcd: Annotated[list[str], NoDecode] = Field(
+        [], description="etcd endpoints, host:port; empty: embedded"
+    )
     etcd_user: str = ""
     etcd_password: str = Field("", repr=False)
     database: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data directory")

