@@ -159,6 +159,7 @@ async def list_workers(
         show_json(found)
         return
     table = Table("worker", "app", "functions", "slots", "host", "sdk", "connected", "")
+    table.columns[0].overflow = "fold"
     for item in found:
         connected = time.time() * 1_000 - item.connected_at.ToMilliseconds()
         table.add_row(

@@ -145,6 +145,8 @@ async def list_traces(
         show_json(traces)
         return
     table = Table("trace", "playbook", "status", "triggered", "took", "failure")
+    table.columns[0].no_wrap = True
+    table.columns[0].overflow = "fold"
     for trace in traces:
         took = trace.ended_at.ToMilliseconds() - trace.triggered_at.ToMilliseconds()
         table.add_row(

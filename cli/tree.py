@@ -81,7 +81,7 @@ def _line(node: trace_pb2.NodeState, others: list[str]) -> str:
     parts = [f"[{style}]{sign} {node.path}[/]"]
     if node.function:
         parts.append(f"[dim]{escape(node.function)}[/]")
-    if status not in ("PENDING", "SKIPPED"):
+    if status not in ("PENDING", "SKIPPED", "CANCELLED"):
         parts.append(f"[{style}]{status.lower()}[/]")
     if status in ("PENDING", "SKIPPED", "CANCELLED"):
         parts.append(f"[dim]{status.lower()}[/]")

@@ -372,6 +372,7 @@ class JetStreamBus:
         self._tasks_lost: list[Callable[[], None]] = []
         self._tasks_created: datetime | None = None
         self._mending: asyncio.Task[None] | None = None
+        self.closing = False
 
     async def open(self) -> None:
         """Checks the server and makes the streams that are missing."""
@@ -551,6 +552,7 @@ class JetStreamBus:
         self._tasks_lost.append(call)
 
     async def close(self) -> None:
+        self.closing = True
         if self._mending is not None:
             self._mending.cancel()
         for intake in list(self._intakes):
@@ -581,7 +583,8 @@ async def connect(
             bus.reconnected()
 
     async def disconnected() -> None:
-        _log.warning("bus disconnected")
+        if bus is not None and not bus.closing:
+            _log.warning("bus disconnected")
 
     async def failed(error: Exception) -> None:
         _log.warning("bus error", error=repr(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,15 @@ class Examined:
 
     playbook: Playbook | None
     findings: tuple[Finding, ...]
+    document: Document | None = None
+
+    def adding(self, findings: Iterable[Finding]) -> Examined:
+        """The same with further findings, put in their places."""
+        if self.document is None:
+            return self
+        located = [_located(self.document, finding) for finding in findings]
+        merged = sorted((*self.findings, *located), key=lambda f: (f.line, f.column))
+        return Examined(self.playbook, tuple(merged), self.document)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -49,7 +59,8 @@ def _examine(document: Document, findings: list[Finding]) -> Examined:
         else:
             findings.extend(check(playbook))
     located = [_located(document, finding) for finding in findings]
-    return Examined(playbook, tuple(sorted(located, key=lambda f: (f.line, f.column))))
+    in_order = sorted(located, key=lambda f: (f.line, f.column))
+    return Examined(playbook, tuple(in_order), document)
 
 
 def _located(document: Document, finding: Finding) -> Finding:

@@ -106,14 +106,14 @@ class Gateway:
 
     # Sessions.
 
-    async def join(self, app: str, hello: WorkerHello) -> Session:
-        """A session for a worker whose token is good for `app`.
+    async def join(self, app: str, hello: WorkerHello, foreign: bool) -> Session:
+        """A session for a worker of `app`; with `foreign` it may offer functions of other apps.
 
         Errors: `Invalid` for a hello that breaks the rules, `Unavailable`.
         """
         if self.draining:
             raise Unavailable("this dispatcher is shutting down; connect again", retry_after=0.5)
-        _check_hello(app, hello)
+        _check_hello(app, hello, foreign)
         worker_id = hello.worker_id or f"{app}-{int(time.time() * 1_000):x}-{len(self.sessions)}"
         former = self.sessions.get(worker_id)
         if former is not None:
@@ -372,7 +372,7 @@ def result_of(message: TaskResult, worker: str) -> Result:
     )
 
 
-def _check_hello(app: str, hello: WorkerHello) -> None:
+def _check_hello(app: str, hello: WorkerHello, foreign: bool) -> None:
     if not hello.functions:
         raise Invalid("a worker offers at least one function", reason="FUNCTION_INVALID")
     if not 1 <= hello.slots <= MAX_SLOTS:
@@ -389,7 +389,7 @@ def _check_hello(app: str, hello: WorkerHello) -> None:
                 reason="FUNCTION_INVALID",
                 mend="write app/name in small letters, digits, _ and -",
             )
-        if owner != app and app != "*":
+        if owner != app and not foreign:
             raise Invalid(
                 f"the token is for app {app}; it cannot offer {function.name}",
                 reason="FUNCTION_INVALID",

@@ -178,7 +178,7 @@ class DispatchServicer(DispatchServiceServicer):
         identity = caller()
         app = _worker_app(identity, hello)
         identity.require("work", app)
-        return await self._gateway.join(identity.app, hello)
+        return await self._gateway.join(app, hello, foreign=identity.app == EVERY_APP)
 
     def _session(self, token: str) -> Session:
         session = self._gateway.by_token(token)

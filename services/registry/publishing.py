@@ -43,8 +43,7 @@ class Publishing:
         examined = examine_text(source) if isinstance(source, str) else examine_playbook(source)
         if examined.playbook is None:
             return examined
-        findings = [*examined.findings, *await self._surroundings(examined.playbook, strict)]
-        return Examined(examined.playbook, tuple(findings))
+        return examined.adding(await self._surroundings(examined.playbook, strict))
 
     async def publish(self, source: str | Playbook, strict: bool, by: str) -> Published:
         """Freezes the playbook. The same content again is the same snapshot.

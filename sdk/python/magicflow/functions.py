@@ -127,7 +127,8 @@ def bind(name: str, function: AnyFunction, description: str = "") -> BoundFuncti
 
 def _hints(function: AnyFunction) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(inspect.unwrap(function))
+        hints = typing.get_type_hints(inspect.unwrap(function))
+        return {name: Any if kind is object else kind for name, kind in hints.items()}
     except NameError as error:
         raise NotAFunction(
             f"an annotation of {function!r} cannot be read: {error}; "

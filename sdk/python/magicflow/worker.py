@@ -115,8 +115,13 @@ class Worker:
     # Life.
 
     def run(self) -> None:
-        """Serves until SIGTERM or Ctrl-C, then drains. Errors: as `serve`."""
-        asyncio.run(self._run_with_signals())
+        """Serves until SIGTERM or Ctrl-C, then drains. For a program of its own: when the server
+        does not want this worker, the program ends with a sentence that says why."""
+        try:
+            asyncio.run(self._run_with_signals())
+        except _FATAL as error:
+            mend = f"\nmend: {error.mend}" if error.mend else ""
+            sys.exit(f"magicflow: {error} ({error.reason}){mend}")
 
     async def _run_with_signals(self) -> None:
         loop = asyncio.get_running_loop()
