@@ -25,7 +25,7 @@ from services.embedded import Child, free_port, nats_child
 
 ROOT = Path(__file__).resolve().parent.parent
 PAYLOAD = {"x": "y" * 240}
-WINDOW = 200  # traces in flight, of chains
+BATCH = 500  # triggers in one call
 SLOTS = 2_000
 
 
@@ -100,19 +100,12 @@ async def until_ready(client: magicflow.Client) -> None:
 
 
 async def saturate(client: magicflow.Client, counter: Counter, name: str, n: int, per: int) -> float:
-    """Steps per second of n traces with `per` tasks each, WINDOW traces at a time."""
+    """Steps per second of n traces with `per` tasks each, all triggered at once in batches."""
     counter.expect(n * per)
-    window = WINDOW if per == 10 else max(1, 2 * WINDOW // per)
-    gate = asyncio.Semaphore(window)
-
-    async def one() -> None:
-        async with gate:
-            await client.run(f"bench/{name}", PAYLOAD, timeout=120)
-
     began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(n):
-            group.create_task(one())
+    for start in range(0, n, BATCH):
+        count = min(BATCH, n - start)
+        await client.trigger_batch([(f"bench/{name}", PAYLOAD)] * count)
     await counter.reached.wait()
     return n * per / (time.perf_counter() - began)
 
@@ -187,8 +180,8 @@ async def reference_run(nats: str, traces: int, length: int, window: int, is_fan
 async def reference_round(nats: str, traces: int) -> dict[str, float]:
     sequential = await reference_run(nats, 30, 10, 1, False)
     return {
-        "chain": await reference_run(nats, 10 * traces, 10, WINDOW, False),
-        "fan": await reference_run(nats, traces, 100, max(1, 2 * WINDOW // 100), True),
+        "chain": await reference_run(nats, 10 * traces, 10, traces, False),
+        "fan": await reference_run(nats, traces, 100, max(1, traces // 10), True),
         "idle_p50": 1_000 / sequential,
     }
 

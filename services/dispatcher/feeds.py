@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -51,16 +51,17 @@ class Holding:
     def __init__(self) -> None:
         self.tasks: dict[TaskKey, HeldTask] = {}
 
-    async def finish(self, held: HeldTask) -> None:
-        """The task needs nothing more; its frame leaves the bus with its last task."""
-        if held.done:
-            return
-        held.done = True
-        self.tasks.pop(key_of(held.task), None)
-        held.frame.open -= 1
-        if held.frame.open == 0:
-            held.feed.frames.discard(held.frame)
-            await held.frame.delivery.ack()
+    async def finish(self, tasks: Iterable[HeldTask]) -> None:
+        """The tasks need nothing more; a frame leaves the bus with its last task."""
+        for held in tasks:
+            if held.done:
+                continue
+            held.done = True
+            self.tasks.pop(key_of(held.task), None)
+            held.frame.open -= 1
+            if held.frame.open == 0:
+                held.feed.frames.discard(held.frame)
+                await held.frame.delivery.ack()
 
 
 Recheck = Callable[[int, list[Task]], Awaitable[list[bool]]]
@@ -182,8 +183,7 @@ class Feed:
             )
             sent = await self.bus.offer_tasks(app, name, priority, frame.SerializeToString())
             await asyncio.wait_for(sent, 5.0)
-            for held in group:
-                await self.holding.finish(held)
+            await self.holding.finish(group)
 
     async def _keep(self) -> None:
         """Tells the bus about frames that take long."""

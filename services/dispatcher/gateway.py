@@ -72,6 +72,7 @@ class Gateway:
         }
         self._answers: dict[TaskKey, list[tuple[Session, TaskId]]] = defaultdict(list)
         self._listening: Listening | None = None
+        self._to_pump: set[Feed] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._watchdog: asyncio.Task[None] | None = None
         self._command_number = 0
@@ -309,6 +310,7 @@ class Gateway:
     # What the engine says.
 
     def _committed(self, results: list[tuple[Result, bool]]) -> None:
+        finished: list[HeldTask] = []
         for result, accepted in results:
             key = (result.trace_id, result.node, result.attempt)
             verdict = RESULT_VERDICT_ACCEPTED if accepted else RESULT_VERDICT_SUPERSEDED
@@ -319,7 +321,9 @@ class Gateway:
                 if held.session is not None and key in held.session.assigned:
                     # Somebody else was faster with the same attempt.
                     held.session.command(Command(id="cancel", cancel=held.task.id))
-                self._spawn(self._holding.finish(held))
+                finished.append(held)
+        if finished:
+            self._spawn(self._holding.finish(finished))
 
     async def _cancelled(self, _subject: str, data: bytes) -> None:
         for task in TaskFrame.FromString(data).tasks:
@@ -329,13 +333,20 @@ class Gateway:
             session = held.session
             if session is not None and not session.withdraw(key_of(task)):
                 session.command(Command(id="cancel", cancel=task.id))
-            await self._holding.finish(held)
+            await self._holding.finish([held])
 
     def _refill(self, session: Session) -> None:
-        for function in session.functions:
-            feed = self._feeds.get(function)
-            if feed is not None:
-                self._spawn(feed.pump())
+        """Lets the session's feeds fill its free slots, once for all that happens in this round
+        of the loop."""
+        waiting = bool(self._to_pump)
+        self._to_pump.update(feed for f in session.functions if (feed := self._feeds.get(f)))
+        if self._to_pump and not waiting:
+            self._spawn(self._pump())
+
+    async def _pump(self) -> None:
+        feeds, self._to_pump = self._to_pump, set()
+        for feed in feeds:
+            await feed.pump()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

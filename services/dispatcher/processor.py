@@ -47,7 +47,7 @@ from services.dispatcher.checkpoints import Checkpoints
 from services.dispatcher.outbox import Outbox
 from services.dispatcher.timers import Timers
 
-IN_FLIGHT = 1  # frames; more would only make them smaller
+IN_FLIGHT = 2  # frames; more would only make them smaller
 TURN_ITEMS = 2_000  # results or operations in one turn
 TURN_STARTS = 400  # traces started in one turn: finishing old work goes first
 STARTS_WAITING = 2_000  # traces taken from the queue and not started yet
@@ -354,6 +354,8 @@ class Processor:
         if not busy and not self._redispatch and (due is None or due > now):
             await self._idle(now, due)
             return
+        # One more round of the loop: whatever arrives in it shares the frame.
+        await asyncio.sleep(0)
         if self._redispatch:
             self._redispatch = False
             await self._let_out_owed(again=True)

@@ -48,7 +48,8 @@ class Context:
     def __init__(self, task: Task, beat: Callable[[Task, Payload | None], None]) -> None:
         self._task = task
         self._beat = beat
-        self._cancelled = threading.Event()
+        self._cancelled = False
+        self._cancelling: threading.Event | None = None  # made only if somebody waits
         self.on_cancel: Callable[[], None] | None = None
         self._env: Env | None = None
 
@@ -96,11 +97,15 @@ class Context:
     @property
     def cancelled(self) -> bool:
         """True once the result will not count any more: stop as soon as you can."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def wait_cancelled(self, timeout: float | None = None) -> bool:
         """Blocks a synchronous function until it is cancelled or the time (seconds) is up."""
-        return self._cancelled.wait(timeout)
+        if self._cancelling is None:
+            self._cancelling = threading.Event()
+        if self._cancelled:  # it came before the event was there
+            return True
+        return self._cancelling.wait(timeout)
 
     def heartbeat(self, note: Any = None) -> None:
         """A sign of life of this task, with a note for whoever watches. Never blocks."""
@@ -114,7 +119,9 @@ class Context:
         )
 
     def _cancel(self) -> None:
-        self._cancelled.set()
+        self._cancelled = True
+        if self._cancelling is not None:
+            self._cancelling.set()
         if self.on_cancel is not None:
             self.on_cancel()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from magicflow.v1.error_pb2 import Failure
@@ -192,5 +193,8 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str = "") -> MagicflowError:
 def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            return status_pb2.Status.FromString(value)
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None  # the code and the message still say what happened
     return None

@@ -83,7 +83,7 @@ class BoundFunction:
         try:
             if validate is not None:
                 return validate(value)
-            return msgspec.convert(value, self.input_type)
+            return msgspec.convert(value, self.input_type, str_keys=True)
         except (msgspec.ValidationError, ValueError) as error:
             raise _invalid(self.name, str(error)) from error
 
@@ -115,7 +115,7 @@ def bind(name: str, function: AnyFunction, description: str = "") -> BoundFuncti
         name=name,
         call=function,
         description=description or (inspect.getdoc(function) or "").split("\n\n")[0],
-        is_async=inspect.iscoroutinefunction(inspect.unwrap(function)),
+        is_async=_is_async(function),
         context_parameter=context_parameter,
         whole_parameter=whole,
         input_type=input_type,
@@ -125,9 +125,26 @@ def bind(name: str, function: AnyFunction, description: str = "") -> BoundFuncti
     )
 
 
+def _is_async(function: AnyFunction) -> bool:
+    """Whether a call returns a coroutine. Of a decorated function either the decorator or what
+    it decorates may say so."""
+    return any(
+        inspect.iscoroutinefunction(part) for part in (function, _signed(inspect.unwrap(function)))
+    )
+
+
+def _signed(function: AnyFunction) -> AnyFunction:
+    """What carries the annotations: for a partial its function, for an object its `__call__`."""
+    if isinstance(function, functools.partial):
+        return _signed(inspect.unwrap(function.func))
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return function
+    return typing.cast(AnyFunction, function.__call__)
+
+
 def _hints(function: AnyFunction) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(inspect.unwrap(function))
+        hints = typing.get_type_hints(_signed(inspect.unwrap(function)))
         return {name: Any if kind is object else kind for name, kind in hints.items()}
     except NameError as error:
         raise NotAFunction(
@@ -206,8 +223,8 @@ def _schema(name: str, kind: Any) -> bytes:
         return json.dumps(schema, separators=(",", ":")).encode()
     except TypeError as error:
         raise NotAFunction(
-            f"{name}: an annotation cannot be checked: {error}; use plain types, dataclasses, "
-            "TypedDicts, msgspec Structs or pydantic models"
+            f"{name}: an annotation cannot be checked: {str(error).splitlines()[-1]}; use plain "
+            "types, dataclasses, TypedDicts, msgspec Structs or pydantic models"
         ) from error
 
 

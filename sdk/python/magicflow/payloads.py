@@ -1,7 +1,8 @@
 """Python values to payloads and back. JSON unless the value is bytes.
 
-Dataclasses, enums, `datetime` (ISO 8601), `UUID`, `Decimal` (as text), sets, tuples and pydantic
-models are written as JSON; integers are exact whatever their size; NaN and infinity are refused.
+Dataclasses, enums, `datetime` (ISO 8601), `UUID`, `Decimal` (as text), sets, tuples, msgspec
+Structs and pydantic models are written as JSON; integers are exact whatever their size; NaN and
+infinity are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import decimal
 import enum
 import json
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -34,9 +36,7 @@ def to_payload(value: Any) -> Payload:
 
 def to_json(value: Any) -> bytes:
     """Compact JSON, UTF-8."""
-    return json.dumps(
-        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
-    ).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def from_payload(payload: Payload) -> Any:
@@ -57,13 +57,46 @@ def _plain(value: Any) -> Any:
     if isinstance(value, uuid.UUID | decimal.Decimal):
         return str(value)
     if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, tuple):
-        return list(value)
+        return _in_order(value)
+    if isinstance(value, msgspec.Struct | dt.timedelta):
+        return msgspec.to_builtins(value, enc_hook=_plain)
     dump = getattr(value, "model_dump", None)
     if callable(dump):
         return dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    """The same set is the same text, wherever its members have an order."""
+    try:
+        return sorted(values)
+    except TypeError:
+        return list(values)
+
+
+# Made once: `json.dumps` would build one for every call.
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
+)
+
+
+def env_json(changes: dict[str, Any], limit: int) -> bytes:
+    """The env keys that a function has set; empty for none. Errors: as `result_payload`."""
+    if not changes:
+        return b""
+    try:
+        text = to_json(changes)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TaskError(
+            "OUTPUT_INVALID", f"the env cannot be sent: {error}", retryable=False
+        ) from error
+    if len(text) > limit:
+        raise TaskError(
+            "PAYLOAD_TOO_LARGE",
+            f"the env has {len(text)} bytes; {limit} are allowed",
+            retryable=False,
+        )
+    return text
 
 
 def result_payload(value: Any, limit: int) -> Payload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import dataclass, field
@@ -108,7 +109,12 @@ class Playbook:
         tolerate: int | str = 0,
         **options: Any,
     ) -> Node:
-        """A node that runs a task or a playbook once per item."""
+        """A node that runs a task or a playbook once per item. Errors: `Invalid` unless it is
+        one of them."""
+        if bool(task) == bool(playbook):
+            raise Invalid(
+                f"map {code} runs either a task or a playbook", reason="PLAYBOOK_INVALID"
+            )
         body = {"over": over, "task": task, "playbook": playbook}
         body |= {"concurrency": concurrency, "tolerate": tolerate}
         return self._add(code, {"map": {k: v for k, v in body.items() if v}}, options)
@@ -147,7 +153,7 @@ class Playbook:
         self._edges.append(edge)
 
     def document(self) -> dict[str, Any]:
-        """The document, ready for JSON or YAML."""
+        """The document, ready for JSON or YAML; a copy."""
         document: dict[str, Any] = {"playbook": self.name, "app": self.app}
         for key in ("description", "input", "env", "timeout"):
             value = getattr(self, key)
@@ -158,11 +164,18 @@ class Playbook:
             document["edges"] = self._edges
         if self.output is not None:
             document["output"] = self.output
-        return document
+        return copy.deepcopy(document)
 
     def to_json(self) -> str:
-        """The document as JSON text, which is YAML too."""
-        return json.dumps(self.document(), indent=2, ensure_ascii=False)
+        """The document as JSON text, which is YAML too. Errors: `Invalid` for a value in it that
+        JSON does not have."""
+        try:
+            return json.dumps(self.document(), indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise Invalid(
+                f"playbook {self.name} cannot be written as JSON: {error}",
+                reason="PLAYBOOK_INVALID",
+            ) from error
 
     def _add(self, code: str, kind: dict[str, Any], options: dict[str, Any]) -> Node:
         if not _CODE.fullmatch(code):
@@ -180,6 +193,11 @@ class Playbook:
                 f"node {code} has no option {', '.join(sorted(unknown))}",
                 reason="PLAYBOOK_INVALID",
                 mend=f"options are retry, {', '.join(_OPTIONS)}",
+            )
+        if not isinstance(retry, Retry | None):
+            raise Invalid(
+                f"the retry of node {code} is a magicflow.Retry, not {retry!r}",
+                reason="PLAYBOOK_INVALID",
             )
         node = {**kind, **options}
         if retry is not None:

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -49,6 +50,8 @@ class Runner:
         self._threads = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="magicflow-task")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
+        self._arriving: deque[tuple[BoundFunction, Task, Context]] = deque()
+        self._async_tasks: set[asyncio.Task[None]] = set()
         self.max_payload = 1 << 20  # bytes; from the welcome
 
     def run(self, task: Task) -> Context:
@@ -59,8 +62,11 @@ class Runner:
             message = f"this worker does not offer {task.function}"
             self._done(_failed(task, Failure(code="FUNCTION_UNKNOWN", message=message)))
         elif function.is_async:
-            work = self._run_async(function, task, context)
-            asyncio.run_coroutine_threadsafe(work, self._async_loop())
+            # One wake-up of the other loop starts all tasks of a frame.
+            loop = self._async_loop()
+            self._arriving.append((function, task, context))
+            if len(self._arriving) == 1:
+                loop.call_soon_threadsafe(self._start_arriving)
         else:
             self._threads.submit(self._run_sync, function, task, context)
         return context
@@ -85,6 +91,14 @@ class Runner:
             )
             self._loop_thread.start()
         return self._loop
+
+    def _start_arriving(self) -> None:
+        assert self._loop is not None
+        while self._arriving:
+            function, task, context = self._arriving.popleft()
+            running = self._loop.create_task(self._run_async(function, task, context))
+            self._async_tasks.add(running)
+            running.add_done_callback(self._async_tasks.discard)
 
     def _run_sync(self, function: BoundFunction, task: Task, context: Context) -> None:
         enter(context)

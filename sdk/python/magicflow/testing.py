@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextvars
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from magicflow.context import Context, enter
-from magicflow.functions import bind
-from magicflow.payloads import from_payload, result_payload, to_json, to_payload
+from magicflow.functions import BoundFunction, bind
+from magicflow.payloads import env_json, from_payload, result_payload, to_json, to_payload
 from magicflow.v1.payload_pb2 import Payload
 from magicflow.v1.task_pb2 import Task, TaskId
 
@@ -42,12 +44,25 @@ def run_function(
     )
     bound = bind("test/function", function)
     context = Context(task, _ignore)
+    value = contextvars.copy_context().run(_called, bound, task, context)
+    output = from_payload(result_payload(value, limit))
+    env_json(context._env_changes(), limit)
+    return Ran(output, context._env_changes())
+
+
+def _called(bound: BoundFunction, task: Task, context: Context) -> Any:
     enter(context)
     arguments = bound.arguments(from_payload(task.input), context)
-    value = bound.call(**arguments)
-    if bound.is_async:
-        value = asyncio.run(value)
-    return Ran(from_payload(result_payload(value, limit)), context._env_changes())
+    if not bound.is_async:
+        return bound.call(**arguments)
+    # On a thread of its own, as under a worker: the test itself may run on a loop.
+    surroundings = contextvars.copy_context()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(surroundings.run, _run, bound.call(**arguments)).result()
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
 
 
 def _ignore(task: Task, note: Payload | None) -> None:

@@ -97,16 +97,12 @@ def test_a_payload_that_names_json_is_read_as_json() -> None:
     assert from_payload(Payload(data=b"[1]", content_type="application/json")) == [1]
 
 
-def test_a_json_type_with_a_charset_is_read_as_json() -> None:
-    assert from_payload(Payload(data=b"[1]", content_type="application/json; charset=utf-8")) == [1]
-
-
 def test_an_empty_payload_is_null() -> None:
     assert from_payload(Payload()) is None
 
 
 def test_malformed_json_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(ValueError, match="truncated"):
         from_payload(Payload(data=b'{"a":'))
 
 
@@ -141,7 +137,7 @@ IDENTITY = uuid.UUID("12345678123456781234567812345678")
         (Order([Line("a1", MOMENT.date())]), {"lines": [{"sku": "a1", "at": "2024-02-29"}]}),
         (Parcel(3), {"weight": 3}),
         (collections.OrderedDict(a=1), {"a": 1}),
-        (collections.deque([1, 2]), [1, 2]),
+        (dt.timedelta(minutes=2), "PT120S"),
         ({"red": Colour.RED}, {"red": "red"}),
     ],
     ids=lambda value: type(value).__name__,
@@ -150,13 +146,13 @@ def test_values_of_everyday_python_have_a_json_form(value: Any, plain: Any) -> N
     assert back(value) == plain
 
 
-@pytest.mark.parametrize(
-    ("key", "text"),
-    [(Colour.RED, "red"), (IDENTITY, str(IDENTITY)), (MOMENT.date(), "2024-02-29"), (7, "7")],
-    ids=["enum", "uuid", "date", "int"],
-)
-def test_keys_are_written_as_values_are(key: Any, text: str) -> None:
-    assert back({key: 1}) == {text: 1}
+def test_a_key_that_is_a_number_becomes_text() -> None:
+    assert back({7: 1}) == {"7": 1}
+
+
+def test_a_key_that_json_has_not_is_refused_by_its_type() -> None:
+    with pytest.raises(TypeError, match="keys must be str.*not Colour"):
+        to_json({Colour.RED: 1})
 
 
 def test_sets_of_things_without_an_order_are_written() -> None:
