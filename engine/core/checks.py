@@ -26,6 +26,7 @@ from engine.core.playbook import (
     kind_name,
 )
 from engine.core.references import Reference, Root
+from engine.core.state import fits_state
 from engine.core.templates import (
     MAX_DEPTH,
     Template,
@@ -41,6 +42,7 @@ def check(playbook: Playbook) -> list[Finding]:
     findings = list(_budgets(playbook))
     findings += _edges(playbook)
     findings += _schemas(playbook)
+    findings += _env(playbook)
     findings += _not_available(playbook)
     ancestors, cycle = _ancestors(playbook)
     findings += cycle
@@ -137,6 +139,12 @@ def _schemas(playbook: Playbook) -> Iterator[Finding]:
         except (jsonschema_rs.ValidationError, ValueError) as error:
             message = f"not a valid JSON Schema: {getattr(error, 'message', error)}"
             yield Finding("SCHEMA_INVALID", path, message)
+
+
+def _env(playbook: Playbook) -> Iterator[Finding]:
+    if not fits_state(playbook.env):
+        message = "an integer in the env needs more than 64 bits"
+        yield Finding("VALUE_INVALID", "env", message, mend="write it as a string")
 
 
 def _not_available(playbook: Playbook) -> Iterator[Finding]:

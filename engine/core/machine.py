@@ -29,9 +29,9 @@ from engine.core.failure import Code, Failure
 from engine.core.graph import Graph, GraphEdge, GraphNode, passes_whole
 from engine.core.payload import NotJson, Payload, json_text, of_value, to_value
 from engine.core.playbook import Join
-from engine.core.references import MISSING, Root
+from engine.core.references import MISSING, Reference, Root
 from engine.core.retry import wait_before_next
-from engine.core.state import NodeState, TraceState, apply, begin
+from engine.core.state import NodeState, TraceState, apply, begin, fits_state
 from engine.core.status import NodeStatus, TraceStatus
 from engine.core.templates import MappingFailed, Template, render
 
@@ -114,6 +114,8 @@ def decide(graph: Graph, state: TraceState, command: Command, now: int) -> list[
 def resume(graph: Graph, state: TraceState, now: int) -> list[Event]:
     """What was left undecided when a crash cut a turn's events in two. Empty for a trace whose
     turns are whole."""
+    if state.status.ended:
+        return []
     turn = _Turn(graph, state, now)
     for node, current in zip(graph.nodes, state.nodes, strict=True):
         if current.status is NodeStatus.PENDING and _decidable(node, current):
@@ -350,7 +352,9 @@ class _Turn:
             return Failure(Code.ENV_INVALID, str(error))
         if not isinstance(changes, dict):
             return Failure(Code.ENV_INVALID, "the env of a result must be a JSON object")
-        merged = len(json_text({**self.state.env, **changes}))
+        if not fits_state(changes):
+            return Failure(Code.ENV_INVALID, "an integer in the env needs more than 64 bits")
+        merged = len(of_value({**self.state.env, **changes}).data)
         if merged > MAX_ENV:
             message = f"the env would have {merged} bytes; {MAX_ENV} are allowed"
             return Failure(Code.ENV_INVALID, message)
@@ -404,7 +408,7 @@ class _Turn:
             if not payload.is_json:
                 code = self.graph.nodes[index].code
                 raise NotJson(f"the output of {code} is {payload.content_type}, not JSON")
-            parts.append(b'"%s":%s' % (self.graph.nodes[index].code.encode(), payload.data))
+            parts.append(b'"%s":%s' % (self.graph.nodes[index].code.encode(), payload.data or b"null"))
         return Payload(b"{" + b",".join(parts) + b"}")
 
     def value_of(self, index: int) -> Any:
@@ -479,14 +483,18 @@ def _no_branch(node: GraphNode, scope: _Scope) -> str:
     for edge in node.choices:
         assert edge.condition is not None
         seen = [
-            f"{reference.text} = {_shown(reference.resolve(scope))}"
+            f"{reference.text} = {_shown(reference, scope)}"
             for reference in edge.condition.references
         ]
         lines.append(f"`{edge.condition.text}`" + (f" [{', '.join(seen)}]" if seen else ""))
     return f"no choice edge of {node.code} is true and it has no otherwise: " + "; ".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _shown(reference: Reference, scope: _Scope) -> str:
+    try:
+        value = reference.resolve(scope)
+    except NotJson:  # inside a filter that had nothing to look at, so that nobody noticed
+        return "not JSON"
     if value is MISSING:
         return "missing"
     text = json_text(value)

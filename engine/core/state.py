@@ -80,6 +80,15 @@ def dump(state: TraceState) -> bytes:
     return _encoder.encode(state)
 
 
+def fits_state(env: dict[str, Any]) -> bool:
+    """Whether the env can be dumped: MessagePack has no integers beyond 64 bits."""
+    try:
+        _encoder.encode(env)
+    except OverflowError:
+        return False
+    return True
+
+
 def load(data: bytes) -> TraceState:
     """Errors: `msgspec.MsgspecError` when the bytes are no state."""
     return _decoder.decode(data)

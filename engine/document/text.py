@@ -6,6 +6,7 @@ and duplicate keys refused.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from engine.core.playbook import MAX_DOCUMENT
 
 MAX_DEPTH = 64
 MAX_VALUES = 200_000
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Path = tuple[str | int, ...]
 
@@ -142,6 +145,7 @@ class _Reader:
                         "WRONG_TYPE", dotted(path), "a key must be a string", line=mark.line + 1
                     )
                 )
+            self._refuse_surrogates(key_node, path, key)
             place = (*path, key)
             if key in data:
                 self.findings.append(
@@ -161,7 +165,8 @@ class _Reader:
     def _scalar(self, node: yaml.Node, path: Path) -> Any:
         try:
             value = self._scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+            # The last two come from scalars with a tag that they do not fit: `!!int ""`.
             mark = node.start_mark
             message = getattr(error, "problem", None) or str(error)
             raise _Refused(
@@ -173,9 +178,22 @@ class _Reader:
                     column=mark.column + 1,
                 )
             ) from error
-        if isinstance(value, float) and value in (float("inf"), float("-inf")):
-            raise _Refused(Finding("WRONG_TYPE", dotted(path), "the number is too large for JSON"))
-        return value if isinstance(value, str | int | float | bool | None) else str(value)
+        if not isinstance(value, str | int | float | bool | None):
+            raise self._refused(node, path, f"{node.tag} is no type of JSON")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self._refused(node, path, "the number is too large for JSON")
+        if isinstance(value, str):
+            self._refuse_surrogates(node, path, value)
+        return value
+
+    def _refuse_surrogates(self, node: yaml.Node, path: Path, text: str) -> None:
+        if _SURROGATE.search(text):
+            raise self._refused(node, path, r"half of a surrogate pair (\ud800 to \udfff) is no text")
+
+    def _refused(self, node: yaml.Node, path: Path, message: str) -> _Refused:
+        mark = node.start_mark
+        finding = Finding("WRONG_TYPE", dotted(path), message)
+        return _Refused(finding.at(mark.line + 1, mark.column + 1))
 
 
 def dotted(path: Path) -> str:

@@ -54,7 +54,9 @@ class Trace:
 
     # What happens to it.
 
-    def returns(self, code: str, output: Any = None, attempt: int = 0, env: Any = None) -> list[Event]:
+    def returns(
+        self, code: str, output: Any = None, attempt: int = 0, env: Any = None
+    ) -> list[Event]:
         """The node's current attempt, or another one, succeeds."""
         index = self.graph.by_code[code]
         payload = output if isinstance(output, Payload) else of_value(output)

@@ -21,7 +21,7 @@ input:
 env: {currency: EUR}
 timeout: 10m
 nodes:
-  price: {task: shop/price, input: {sku: $.input.sku}, timeout: 5s, priority: 7}
+  price: {task: shop/price, input: {sku: $$$.sku}, timeout: 5s, priority: 7}
   pay:
     task: shop/pay
     retry: {attempts: 5, backoff: 200ms, factor: 3.0, jitter: 0.1, not_on: [CARD_STOLEN]}
@@ -29,7 +29,7 @@ nodes:
   ask: {hook: {timeout: 1h}}
   rest: {sleep: 30s}
   gather: {nop: {}, join: any}
-  pack: {map: {over: $.input.lines, task: shop/pack, concurrency: 4, tolerate: 10%}}
+  pack: {map: {over: $$$.lines, task: shop/pack, concurrency: 4, tolerate: 10%}}
   ship: {playbook: shop/shipping}
   poll: {repeat: {playbook: shop/arrived, until: output.there, max: 10}}
 edges:
@@ -56,9 +56,7 @@ def drawn() -> Playbook:
         timeout="10m",
         output="$.poll",
     )
-    price = book.task(
-        "price", "shop/price", input={"sku": "$.input.sku"}, timeout="5s", priority=7
-    )
+    price = book.task("price", "shop/price", input={"sku": "$$$.sku"}, timeout="5s", priority=7)
     pay = book.task(
         "pay",
         "shop/pay",
@@ -68,7 +66,7 @@ def drawn() -> Playbook:
     ask = book.hook("ask", timeout="1h")
     rest = book.sleep("rest", "30s")
     gather = book.nop("gather", join="any")
-    pack = book.map("pack", "$.input.lines", task="shop/pack", concurrency=4, tolerate="10%")
+    pack = book.map("pack", "$$$.lines", task="shop/pack", concurrency=4, tolerate="10%")
     ship = book.call("ship", "shop/shipping")
     poll = book.repeat("poll", "shop/arrived", until="output.there", max=10)
     book.edge(price, pay, when="$.price.total > 0", priority=3)
