@@ -112,9 +112,7 @@ class Playbook:
         """A node that runs a task or a playbook once per item. Errors: `Invalid` unless it is
         one of them."""
         if bool(task) == bool(playbook):
-            raise Invalid(
-                f"map {code} runs either a task or a playbook", reason="PLAYBOOK_INVALID"
-            )
+            raise Invalid(f"map {code} runs either a task or a playbook", reason="PLAYBOOK_INVALID")
         body = {"over": over, "task": task, "playbook": playbook}
         body |= {"concurrency": concurrency, "tolerate": tolerate}
         return self._add(code, {"map": {k: v for k, v in body.items() if v}}, options)

@@ -7,13 +7,14 @@ heartbeats nor the results of others.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import inspect
+import io
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,13 +22,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from magicflow.context import Context, enter
 from magicflow.errors import TaskError
 from magicflow.functions import AnyFunction, BoundFunction
-from magicflow.payloads import from_payload, result_payload, to_json, to_payload
+from magicflow.payloads import env_json, from_payload, result_payload, to_payload
+from magicflow.threads import Threads
 from magicflow.v1.error_pb2 import Failure
 from magicflow.v1.payload_pb2 import Payload
 from magicflow.v1.task_pb2 import Task, TaskId, TaskResult
 
-_log = logging.getLogger("magicflow.worker")
-MAX_MESSAGE = 4_000  # characters
+MAX_MESSAGE = 4 << 10  # bytes of UTF-8
+MAX_DETAILS = 64 << 10  # bytes of JSON
+MAX_STACK = 8_000  # characters
+CLOSING = 1.0  # seconds that cancelled functions have to end
 Done = Callable[[TaskResult | TaskId], None]
 
 
@@ -47,7 +51,7 @@ class Runner:
         self._commands = commands
         self._done = done
         self._beat = beat
-        self._threads = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="magicflow-task")
+        self._threads = Threads(slots)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
         self._arriving: deque[tuple[BoundFunction, Task, Context]] = deque()
@@ -71,13 +75,30 @@ class Runner:
             self._threads.submit(self._run_sync, function, task, context)
         return context
 
+    def resize(self, slots: int) -> None:
+        self._threads.resize(slots)
+
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Nothing begins any more, and asynchronous functions are cancelled. A synchronous one,
+        or one that blocks the loop, ends when it ends."""
+        self._threads.close()
         if self._loop is not None and self._loop_thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop_thread.join(1.0)
-            if not self._loop_thread.is_alive():  # a function may block it for ever
-                self._loop.close()
+            asyncio.run_coroutine_threadsafe(_cancel_all(self._loop), self._loop)
+            self._loop_thread.join(CLOSING)
+
+    def stacks(self) -> str:
+        """Where the asynchronous functions stand."""
+        tasks = asyncio.all_tasks(self._loop) if self._loop is not None else ()
+        text = io.StringIO()
+        for task in tasks:
+            task.print_stack(file=text)
+        return text.getvalue()
+
+    def wait(self, value: Any) -> Any:
+        """The value, or what it comes to on the loop of the asynchronous functions."""
+        if not inspect.isawaitable(value):
+            return value
+        return asyncio.run_coroutine_threadsafe(_settled(value), self._async_loop()).result()
 
     def submit(self, work: Callable[[], Any]) -> None:
         """Runs something beside the tasks, on a thread."""
@@ -87,7 +108,7 @@ class Runner:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._loop_thread = threading.Thread(
-                target=self._loop.run_forever, name="magicflow-async", daemon=True
+                target=_live, args=(self._loop,), name="magicflow-async", daemon=True
             )
             self._loop_thread.start()
         return self._loop
@@ -107,9 +128,11 @@ class Runner:
             return
         began = time.time_ns()
         try:
-            self._commanded(task.before, context)
+            for name in task.before:
+                self.wait(self._command(name, context))
             value = function.call(**function.arguments(_input(task), context))
-            self._commanded(task.after, context)
+            for name in task.after:
+                self.wait(self._command(name, context))
         except BaseException as error:
             self._fail(task, context, began, error)
         else:
@@ -125,31 +148,32 @@ class Runner:
         loop = asyncio.get_running_loop()
         if current is not None:
             context.on_cancel = lambda: _cancel(loop, current)
+            if context.cancelled:  # in the meantime
+                current.cancel()
+        allowed = _allowed(task)
+        limit = asyncio.timeout(allowed)
         try:
-            self._commanded(task.before, context)
-            timeout = _allowed(task)
-            work: Coroutine[Any, Any, Any] = function.call(
-                **function.arguments(_input(task), context)
-            )
-            value = await (work if timeout is None else asyncio.wait_for(work, timeout))
-            self._commanded(task.after, context)
+            async with limit:
+                for name in task.before:
+                    await _settled(self._command(name, context))
+                value = await _settled(function.call(**function.arguments(_input(task), context)))
+                for name in task.after:
+                    await _settled(self._command(name, context))
         except TimeoutError as error:
-            self._fail(task, context, began, _timed_out(error, timeout))
+            # The function's own timeouts are errors like others.
+            late = TaskError("TIMEOUT", f"the attempt took longer than {allowed or 0.0:g} s")
+            self._fail(task, context, began, late if limit.expired() else error)
         except BaseException as error:
             self._fail(task, context, began, error)
         else:
             self._succeed(task, context, began, value)
 
-    def _commanded(self, names: Any, context: Context) -> None:
-        for name in names:
-            command = self._commands.get(name)
-            if command is None:
-                raise TaskError(
-                    "COMMAND_UNKNOWN",
-                    f"this worker has no command {name}",
-                    retryable=False,
-                )
-            command(context)
+    def _command(self, name: str, context: Context) -> Any:
+        command = self._commands.get(name)
+        if command is None:
+            message = f"this worker has no command {name}"
+            raise TaskError("COMMAND_UNKNOWN", message, retryable=False)
+        return command(context)
 
     def _succeed(self, task: Task, context: Context, began: int, value: Any) -> None:
         if context.cancelled:
@@ -157,9 +181,8 @@ class Runner:
             return
         try:
             output = result_payload(value, self.max_payload)
-            changes = context._env_changes()
-            env = to_json(changes) if changes else b""
-        except (TaskError, TypeError, ValueError) as error:
+            env = env_json(context._env_changes(), self.max_payload)
+        except Exception as error:
             self._fail(task, context, began, error)
             return
         self._done(
@@ -185,24 +208,48 @@ class Runner:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What a function raised, as the engine records it."""
+    """What a function raised, as the engine records it. Never raises, whatever it was given."""
     if isinstance(error, TaskError):
         failure = Failure(
-            code=error.code, message=error.message[:MAX_MESSAGE], retryable=error.retryable
+            code=_text(error.code, 128),
+            message=_text(error.message, MAX_MESSAGE),
+            retryable=bool(error.retryable),
         )
         if error.details is not None:
-            failure.details.CopyFrom(to_payload(error.details))
+            failure.details.CopyFrom(_details(error.details))
         if error.retry_after:
             failure.retry_after.FromMilliseconds(int(error.retry_after * 1_000))
         return failure
-    message = f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
-    stack = traceback.format_exception(error)[-20:]
+    stack = "".join(traceback.format_exception(error)[-20:])[-MAX_STACK:]
     return Failure(
         code="FUNCTION_ERROR",
-        message=message,
+        message=_text(f"{type(error).__name__}: {_said(error)}", MAX_MESSAGE),
         retryable=isinstance(error, Exception),
-        details=to_payload({"stack": "".join(stack)[-8_000:]}),
+        details=_details({"stack": _text(stack, MAX_DETAILS // 2)}),
     )
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "it cannot be written as text"
+
+
+def _text(value: Any, limit: int) -> str:
+    """At most so many bytes of UTF-8, without what UTF-8 cannot carry."""
+    data = str(value).encode("utf-8", "backslashreplace")
+    return data[:limit].decode("utf-8", "ignore")
+
+
+def _details(value: Any) -> Payload:
+    try:
+        payload = to_payload(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        return to_payload({"lost": _text(f"the details cannot be sent: {error}", MAX_MESSAGE)})
+    if len(payload.data) > MAX_DETAILS:
+        return to_payload({"lost": f"the details had {len(payload.data)} bytes"})
+    return payload
 
 
 def _failed(task: Task, failure: Failure) -> TaskResult:
@@ -224,10 +271,25 @@ def _allowed(task: Task) -> float | None:
     return max(0.0, (task.deadline.ToNanoseconds() - task.dispatched_at.ToNanoseconds()) / 1e9)
 
 
-def _timed_out(error: TimeoutError, allowed: float | None) -> BaseException:
-    if allowed is None:
-        return error  # the function's own
-    return TaskError("TIMEOUT", f"the attempt took longer than {allowed:g} s")
+async def _settled(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _live(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+async def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancels every other task of the loop, gives them a moment, and stops it."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=CLOSING / 2)
+    loop.stop()
 
 
 def _stamp(nanoseconds: int) -> Timestamp:
@@ -235,4 +297,5 @@ def _stamp(nanoseconds: int) -> Timestamp:
 
 
 def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    loop.call_soon_threadsafe(task.cancel)
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs there any more
+        loop.call_soon_threadsafe(task.cancel)

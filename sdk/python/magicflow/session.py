@@ -28,7 +28,9 @@ from magicflow.v1.worker_pb2 import (
 
 FRAME_RESULTS = 256
 FRAME_BYTES = 1 << 20
-SILENCE = 3  # heartbeat intervals without an echo after which the stream is dead
+WELCOME = 15.0  # seconds from the hello to the welcome
+INTERVAL = 5.0  # seconds between heartbeats where the welcome does not say
+SILENCE = 3  # heartbeat intervals without a frame after which the stream is dead
 
 
 class Outgoing:
@@ -36,25 +38,33 @@ class Outgoing:
 
     def __init__(self) -> None:
         self.results: list[TaskResult] = []
-        self.progress: list[TaskProgress] = []
+        self.progress: dict[tuple[bytes, str, int], TaskProgress] = {}  # the latest of each task
         self.returned: list[TaskId] = []
         self.receipts: list[CommandReceipt] = []
         self.heartbeat: WorkerHeartbeat | None = None
         self.slots = 0
         self.draining = False
         self.news = asyncio.Event()
+        self._drain_said = False
+
+    def empty(self) -> bool:
+        """Whether everything has been written that matters when the stream ends."""
+        return not (self.results or self.returned or self.receipts) and (
+            self._drain_said or not self.draining
+        )
 
     def cut(self) -> WorkRequest:
         """The next frame, within the limits of a frame."""
         size, count = 0, 0
         for result in self.results[:FRAME_RESULTS]:
-            size += len(result.output.data) + 256
+            size += len(result.output.data) + len(result.failure.details.data) + 256
+            size += len(result.env)
             if count and size > FRAME_BYTES:
                 break
             count += 1
         frame = WorkRequest(
             results=self.results[:count],
-            progress=self.progress,
+            progress=self.progress.values(),
             returned=self.returned,
             receipts=self.receipts,
             heartbeat=self.heartbeat,
@@ -62,7 +72,8 @@ class Outgoing:
             draining=self.draining,
         )
         del self.results[:count]
-        self.progress, self.returned, self.receipts = [], [], []
+        self.progress, self.returned, self.receipts = {}, [], []
+        self._drain_said = self.draining
         self.heartbeat, self.slots = None, 0
         if not self.results:
             self.news.clear()
@@ -88,8 +99,9 @@ class Session:
         self._welcomed = welcomed
         self._heard = heard
         self._closing = asyncio.Event()
-        self._echoed = 0.0
-        self._interval = 5.0
+        self._welcome = asyncio.Event()
+        self._last_heard = 0.0
+        self._interval = INTERVAL
 
     def close(self) -> None:
         """Ends the stream from our side, once what waits is written."""
@@ -106,6 +118,7 @@ class Session:
         async with self._target.channel("dispatcher") as channel:
             stub = DispatchServiceStub(channel)
             call = stub.Work(self._frames(), metadata=self._target.metadata)
+            self._last_heard = time.monotonic()
             watch = asyncio.create_task(self._beat(call))
             try:
                 async for response in call:
@@ -123,12 +136,12 @@ class Session:
             raise Unavailable("the server closed the stream", reason="STREAM_CLOSED")
 
     def _take(self, response: WorkResponse) -> None:
+        self._last_heard = time.monotonic()
         if response.HasField("welcome"):
-            self._interval = response.welcome.heartbeat_interval.ToMilliseconds() / 1_000 or 5.0
-            self._echoed = time.monotonic()
+            interval = response.welcome.heartbeat_interval.ToMilliseconds() / 1_000
+            self._interval = interval or INTERVAL
+            self._welcome.set()
             self._welcomed(response.welcome)
-        if response.heartbeat:
-            self._echoed = time.monotonic()
         self._heard(response)
 
     async def _frames(self) -> AsyncIterator[WorkRequest]:
@@ -136,18 +149,21 @@ class Session:
         out = self._outgoing
         while True:
             await out.news.wait()
-            if self._closing.is_set() and not out.results:
+            if self._closing.is_set() and out.empty():
                 return
             yield out.cut()
 
     async def _beat(self, call: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse]) -> None:
         """Signs of life on the stream itself; ends the call when the server gives none."""
         number = 0
+        try:
+            await asyncio.wait_for(self._welcome.wait(), WELCOME)
+        except TimeoutError:
+            call.cancel()
+            return
         while True:
             await asyncio.sleep(self._interval)
-            if not self._echoed:
-                continue
-            if time.monotonic() - self._echoed > SILENCE * self._interval:
+            if time.monotonic() - self._last_heard > SILENCE * self._interval:
                 call.cancel()
                 return
             number += 1

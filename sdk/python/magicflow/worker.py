@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import signal
@@ -35,6 +36,8 @@ from magicflow.v1.worker_pb2 import (
 F = TypeVar("F", bound=Callable[..., Any])
 TaskKey = tuple[bytes, str, int]
 
+MAX_SLOTS = 10_000
+_RANGE = "it must be from 1 to 10,000"
 DRAIN = 30.0  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect
 _FATAL = (Denied, Unauthenticated, Invalid)
@@ -65,8 +68,8 @@ class Worker:
         tls: Tls | None = None,
         drain_timeout: float = DRAIN,
     ) -> None:
-        if not 1 <= slots <= 10_000:
-            raise Invalid(f"slots is {slots}; it must be from 1 to 10,000", reason="INVALID")
+        if not 1 <= slots <= MAX_SLOTS:
+            raise Invalid(f"slots is {slots}; {_RANGE}", reason="INVALID")
         self._target = Target.of(address, token, tls)
         self._slots = slots
         self._version = version
@@ -133,9 +136,15 @@ class Worker:
         """Begins to drain: takes nothing more, finishes what runs, delivers it. From any
         thread."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._soon(self._stopping.set)
         else:
             self._stopping.set()
+
+    def _soon(self, work: Callable[..., None], *arguments: Any) -> None:
+        """On the session's loop, from any thread. After its end nothing matters any more."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(work, *arguments)
 
     async def serve(self) -> None:
         """Serves until `stop`.
@@ -162,7 +171,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(connection, stopping, return_exceptions=True)
             self.connected.clear()
-            self._runner.close()
+            await asyncio.to_thread(self._runner.close)
 
     async def _drain(self, connection: asyncio.Task[None]) -> None:
         if self._outgoing is not None:
@@ -177,9 +186,10 @@ class Worker:
         waiting.cancel()
         if self._outgoing is not None and self._running:
             _log.warning("gives back %d tasks that did not finish in time", len(self._running))
-            self._outgoing.returned.extend(task.id for task, _ in self._running.values())
-            self._outgoing.news.set()
-            await asyncio.sleep(0)
+            given_back, self._running = list(self._running.values()), {}
+            for task, context in given_back:
+                context._cancel()
+                self._outgoing.returned.append(task.id)
         if self._session is not None:
             self._session.close()
         await asyncio.wait({connection}, timeout=2.0)
@@ -272,36 +282,38 @@ class Worker:
 
     def _done(self, finished: TaskResult | TaskId) -> None:
         """From any thread. Many that finish together need one wake-up of the loop."""
-        assert self._loop is not None
         with self._finished_lock:
             self._finished.append(finished)
             first = len(self._finished) == 1
         if first:
-            self._loop.call_soon_threadsafe(self._collect)
+            self._soon(self._collect)
 
     def _collect(self) -> None:
         with self._finished_lock:
             finished, self._finished = self._finished, []
         assert self._outgoing is not None
         for item in finished:
+            task = item if isinstance(item, TaskId) else item.id
+            key = _key(task)
+            if self._running.pop(key, None) is None:
+                continue  # given back already
             if isinstance(item, TaskId):
-                self._running.pop(_key(item), None)
                 self._outgoing.returned.append(item)
             else:
-                key = _key(item.id)
-                self._running.pop(key, None)
                 self._unacknowledged[key] = item
                 self._outgoing.results.append(item)
         self._idle.set()
         self._outgoing.news.set()
 
     def _progress(self, task: Task, note: Payload | None) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._add_progress, TaskProgress(id=task.id, note=note))
+        self._soon(self._add_progress, TaskProgress(id=task.id, note=note))
 
     def _add_progress(self, progress: TaskProgress) -> None:
-        if self._outgoing is not None:
-            self._outgoing.progress.append(progress)
+        key = _key(progress.id)
+        if self._outgoing is None or key not in self._running:
+            return
+        if progress.HasField("note") or key not in self._outgoing.progress:
+            self._outgoing.progress[key] = progress
             self._outgoing.news.set()
 
     # Commands.
@@ -318,7 +330,7 @@ class Worker:
                 self._stopping.set()
                 self._receipt(command, True, "draining")
             case "set_slots":
-                self._receipt(command, True, f"{command.set_slots} slots")
+                self._set_slots(command)
             case "resume" | "pause_function" | "resume_function":
                 self._receipt(command, True, "the dispatcher sends accordingly")
             case "log_level":
@@ -328,24 +340,33 @@ class Worker:
                     logging.getLogger("magicflow").setLevel(level)
                 self._receipt(command, known, "" if known else f"no level {command.log_level}")
             case "dump_stacks":
-                self._receipt(command, True, _stacks())
+                self._receipt(command, True, _stacks() + self._runner.stacks())
             case "custom":
                 self._runner.submit(lambda: self._custom(command))
             case _:
                 self._receipt(command, False, "this SDK does not know the command")
 
+    def _set_slots(self, command: Command) -> None:
+        assert self._runner is not None
+        slots = command.set_slots
+        fits = 1 <= slots <= MAX_SLOTS
+        if fits:
+            self._slots = slots  # what the next hello says
+            self._runner.resize(slots)
+        self._receipt(command, fits, f"{slots} slots" if fits else f"slots is {slots}; {_RANGE}")
+
     def _custom(self, command: Command) -> None:
+        assert self._runner is not None
         function = self._commands.get(command.custom.name)
         if function is None:
             done, message = False, f"no command {command.custom.name}"
         else:
             try:
-                value = function(from_payload(command.custom.argument))
+                value = self._runner.wait(function(from_payload(command.custom.argument)))
                 done, message = True, to_json(value).decode()
             except Exception as error:
                 done, message = False, f"{type(error).__name__}: {error}"
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._receipt, command, done, message)
+        self._soon(self._receipt, command, done, message)
 
     def _receipt(self, command: Command, done: bool, message: str) -> None:
         if self._outgoing is not None:
