@@ -38,7 +38,7 @@ class Pipe:
 
     def __init__(self, log: object, traces: int, length: int, window: int, fan: bool) -> None:
         self._log = log
-        self._left = {trace: length for trace in range(traces)}
+        self._left = dict.fromkeys(range(traces), length)
         self._unstarted = list(range(traces))
         self._fan = length if fan else 1
         self._window = window

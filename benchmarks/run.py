@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import magicflow
@@ -99,7 +100,9 @@ async def until_ready(client: magicflow.Client) -> None:
         await asyncio.sleep(0.05)
 
 
-async def saturate(client: magicflow.Client, counter: Counter, name: str, n: int, per: int) -> float:
+async def saturate(
+    client: magicflow.Client, counter: Counter, name: str, n: int, per: int
+) -> float:
     """Steps per second of n traces with `per` tasks each, all triggered at once in batches."""
     counter.expect(n * per)
     began = time.perf_counter()
@@ -119,7 +122,7 @@ async def idle(client: magicflow.Client, counter: Counter, rounds: int) -> list[
     gaps = [
         (later - earlier) * 1_000
         for times in counter.times.values()
-        for earlier, later in zip(times, times[1:], strict=False)
+        for earlier, later in pairwise(times)
     ]
     counter.times = None
     return gaps

@@ -44,8 +44,6 @@ class Settings(BaseSettings):
     )
     lease: float = Field(6.0, ge=2, le=60, description="time to live of ownership leases")
     drain: float = Field(10.0, ge=0, le=600, description="how long a stop waits for running tasks")
-    metrics: str = Field("", description="host:port of the Prometheus endpoint; empty: none")
-    otlp: str = Field("", description="OTLP gRPC endpoint for spans; empty: none")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = True
 
@@ -55,7 +53,7 @@ class Settings(BaseSettings):
         """A comma-separated text is a list, too."""
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
-    @field_validator("listen", "advertise", "metrics")
+    @field_validator("listen", "advertise")
     @classmethod
     def _address(cls, value: str) -> str:
         if value and not value.rpartition(":")[2].isdigit():

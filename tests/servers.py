@@ -218,7 +218,7 @@ class Etcd(Server):
 
 
 def etcd_binary() -> str:
-    """MAGICFLOW_ETCD_SERVER, then .tools/etcd, then the PATH. Fails, never skips, if there is none."""
+    """MAGICFLOW_ETCD_SERVER, then .tools/etcd, then the PATH. Fails, never skips, without one."""
     named = os.environ.get("MAGICFLOW_ETCD_SERVER")
     found = named or shutil.which(ROOT / ".tools" / "etcd") or shutil.which("etcd")
     if found is None or not os.access(found, os.X_OK):

@@ -258,7 +258,7 @@ class _Turn:
     ) -> None:
         taken: tuple[int, ...] = tuple([edge.index for edge in node.parallel])
         if node.choices:
-            chosen = self._choose(node, attempt, output, worker)
+            chosen = self._choose(node, attempt, output, env, worker)
             if chosen is None:
                 return
             taken = tuple(sorted((*taken, chosen.index)))
@@ -268,10 +268,10 @@ class _Turn:
         self._follow(node)
 
     def _choose(
-        self, node: GraphNode, attempt: int, output: Payload, worker: str
+        self, node: GraphNode, attempt: int, output: Payload, env: bytes, worker: str
     ) -> GraphEdge | None:
         """The choice edge to take; None when the node has failed over it."""
-        scope = _Scope(self, node, output)
+        scope = _Scope(self, node, output, env)
         try:
             for edge in node.choices:
                 assert edge.condition is not None
@@ -440,15 +440,18 @@ class _Scope:
     """The data that one node's mapping or conditions see.
 
     `output` is the node's own output while its choice edges are evaluated: then `$$` and
-    `$.<node>` mean that output.
+    `$.<node>` mean that output, and `env`, the keys that it set, counts already.
     """
 
-    __slots__ = ("_node", "_output", "_turn")
+    __slots__ = ("_env", "_node", "_output", "_turn")
 
-    def __init__(self, turn: _Turn, node: GraphNode | None, output: Payload | None) -> None:
+    def __init__(
+        self, turn: _Turn, node: GraphNode | None, output: Payload | None, env: bytes = b""
+    ) -> None:
         self._turn = turn
         self._node = node
         self._output = output
+        self._env = env
 
     def root(self, root: Root, code: str) -> Any:
         turn = self._turn
@@ -462,6 +465,8 @@ class _Scope:
         if root is Root.TRIGGER:
             return to_value(turn.state.input)
         if root is Root.ENV:
+            if self._env:
+                return {**turn.state.env, **to_value(Payload(self._env))}
             return turn.state.env
         if root is Root.LAST:
             if self._output is not None:

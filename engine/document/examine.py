@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from engine.core.checks import check
 from engine.core.findings import Finding
 from engine.core.playbook import Playbook
 from engine.document.reading import to_data, to_playbook
 from engine.document.shape import check_shape
-from engine.document.text import Document, Path, dotted, read_text
+from engine.document.text import Document, Position, dotted, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Examined:
         """The same with further findings, put in their places."""
         if self.document is None:
             return self
-        located = [_located(self.document, finding) for finding in findings]
+        located = _located(self.document, findings)
         merged = sorted((*self.findings, *located), key=lambda f: (f.line, f.column))
         return Examined(self.playbook, tuple(merged), self.document)
 
@@ -58,23 +57,27 @@ def _examine(document: Document, findings: list[Finding]) -> Examined:
             findings.append(Finding("VALUE_INVALID", "", str(error)))
         else:
             findings.extend(check(playbook))
-    located = [_located(document, finding) for finding in findings]
-    in_order = sorted(located, key=lambda f: (f.line, f.column))
+    in_order = sorted(_located(document, findings), key=lambda f: (f.line, f.column))
     return Examined(playbook, tuple(in_order), document)
 
 
-def _located(document: Document, finding: Finding) -> Finding:
-    if finding.line:
-        return finding
-    position = document.locate(_closest(document.positions, finding.path))
-    return finding if position is None else finding.at(position.line, position.column)
+def _located(document: Document, findings: Iterable[Finding]) -> list[Finding]:
+    """The findings with their places. Each path is made text once: a document can have as many
+    findings as places."""
+    places: dict[str, Position] | None = None
+    located = []
+    for finding in findings:
+        if not finding.line:
+            if places is None:
+                places = {dotted(path): place for path, place in document.positions.items()}
+            place = _closest(places, finding.path)
+            finding = finding if place is None else finding.at(place.line, place.column)
+        located.append(finding)
+    return located
 
 
-def _closest(positions: dict[Path, Any], path: str) -> Path:
-    """The known path that is written like the longest beginning of `path`."""
-    best: Path = ()
-    for known in positions:
-        text = dotted(known)
-        if (path == text or path.startswith((f"{text}.", f"{text}["))) and len(known) > len(best):
-            best = known
-    return best
+def _closest(places: dict[str, Position], path: str) -> Position | None:
+    """The place of the longest known beginning of `path`."""
+    while path and path not in places:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return places.get(path)

@@ -10,7 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import magicflow
 from magicflow.v1 import trigger_service_pb2
@@ -223,7 +226,7 @@ async def test_an_abort_ends_a_trace_and_tells_its_worker(dev: Dev) -> None:
         handle = await client.trigger("shop/hello", {"name": "x"})
         await begun.wait()
         running = await handle.get()
-        assert [node.status for node in running.nodes][0] == 3  # RUNNING, seen by its gateway
+        assert running.nodes[0].status == 3  # RUNNING, seen by its gateway
         await handle.abort("enough")
         await cancelled.wait()
         with pytest.raises(magicflow.TraceFailed) as ended:
@@ -232,6 +235,41 @@ async def test_an_abort_ends_a_trace_and_tells_its_worker(dev: Dev) -> None:
         await handle.abort("again")  # harmless
     worker.stop()
     await asyncio.wait_for(serving, 10)
+
+
+async def test_every_service_reports_its_health_and_describes_itself(dev: Dev) -> None:
+    async with grpc.aio.insecure_channel(dev.program.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("Trigger", "Dispatch", "Registry", "Trace", "Partition"):
+            name = f"magicflow.v1.{service}Service"
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        call = reflection.ServerReflectionInfo(iter([asked]), timeout=5)
+        names = {s.name for s in (await call.read()).list_services_response.service}
+        assert "magicflow.v1.TriggerService" in names
+
+
+async def test_the_status_details_name_reason_field_place_and_mend(dev: Dev) -> None:
+    broken = HELLO.replace("timeout: 30s", "tiemout: 30s")
+    async with dev.client() as client:
+        with pytest.raises(magicflow.Invalid) as refused:
+            await client.publish(broken)
+    assert refused.value.reason == "PLAYBOOK_INVALID"
+    (violation,) = refused.value.violations
+    assert (violation.field, violation.code) == ("nodes.greet.tiemout", "UNKNOWN_KEY")
+    assert "line 5, column 24" in violation.description
+    assert "did you mean timeout?" in violation.description
+
+
+async def test_a_wait_that_is_too_short_leaves_the_trace_running(dev: Dev) -> None:
+    async with dev.client() as client:
+        with pytest.raises(magicflow.DeadlineExceeded) as late:
+            await client.run("shop/hello", {"name": "x"}, timeout=0.2)
+        handle = client.handle(late.value.metadata["trace_id"])
+        assert not (await handle.get()).HasField("ended_at")
+        await handle.abort("test")
 
 
 def test_a_taken_port_is_said_before_anything_starts(dev: Dev) -> None:

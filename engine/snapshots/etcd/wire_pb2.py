@@ -4,124 +4,127 @@
 # source: engine/snapshots/etcd/wire.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "engine/snapshots/etcd/wire.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'engine/snapshots/etcd/wire.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n engine/snapshots/etcd/wire.proto\x12\x0c\x65tcdserverpb"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03"\xa3\x01\n\x05\x45vent\x12+\n\x04type\x18\x01 \x01(\x0e\x32\x1d.etcdserverpb.Event.EventType\x12"\n\x02kv\x18\x02 \x01(\x0b\x32\x16.etcdserverpb.KeyValue\x12\'\n\x07prev_kv\x18\x03 \x01(\x0b\x32\x16.etcdserverpb.KeyValue" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01"\xe4\x03\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x38\n\nsort_order\x18\x05 \x01(\x0e\x32$.etcdserverpb.RangeRequest.SortOrder\x12:\n\x0bsort_target\x18\x06 \x01(\x0e\x32%.etcdserverpb.RangeRequest.SortTarget\x12\x14\n\x0cserializable\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\x12\n\ncount_only\x18\t \x01(\x08\x12\x18\n\x10min_mod_revision\x18\n \x01(\x03\x12\x18\n\x10max_mod_revision\x18\x0b \x01(\x03\x12\x1b\n\x13min_create_revision\x18\x0c \x01(\x03\x12\x1b\n\x13max_create_revision\x18\r \x01(\x03".\n\tSortOrder\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06\x41SCEND\x10\x01\x12\x0b\n\x07\x44\x45SCEND\x10\x02"B\n\nSortTarget\x12\x07\n\x03KEY\x10\x00\x12\x0b\n\x07VERSION\x10\x01\x12\n\n\x06\x43REATE\x10\x02\x12\x07\n\x03MOD\x10\x03\x12\t\n\x05VALUE\x10\x04"\x7f\n\rRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12#\n\x03kvs\x18\x02 \x03(\x0b\x32\x16.etcdserverpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x03"t\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0f\n\x07prev_kv\x18\x04 \x01(\x08\x12\x14\n\x0cignore_value\x18\x05 \x01(\x08\x12\x14\n\x0cignore_lease\x18\x06 \x01(\x08"d\n\x0bPutResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\'\n\x07prev_kv\x18\x02 \x01(\x0b\x32\x16.etcdserverpb.KeyValue"E\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08"~\n\x13\x44\x65leteRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\x12(\n\x08prev_kvs\x18\x03 \x03(\x0b\x32\x16.etcdserverpb.KeyValue"\xef\x01\n\tRequestOp\x12\x33\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1a.etcdserverpb.RangeRequestH\x00\x12/\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12@\n\x14request_delete_range\x18\x03 \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x12/\n\x0brequest_txn\x18\x04 \x01(\x0b\x32\x18.etcdserverpb.TxnRequestH\x00\x42\t\n\x07request"\xf9\x01\n\nResponseOp\x12\x35\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1b.etcdserverpb.RangeResponseH\x00\x12\x31\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x19.etcdserverpb.PutResponseH\x00\x12\x42\n\x15response_delete_range\x18\x03 \x01(\x0b\x32!.etcdserverpb.DeleteRangeResponseH\x00\x12\x31\n\x0cresponse_txn\x18\x04 \x01(\x0b\x32\x19.etcdserverpb.TxnResponseH\x00\x42\n\n\x08response"\x96\x03\n\x07\x43ompare\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.etcdserverpb.Compare.CompareResult\x12\x33\n\x06target\x18\x02 \x01(\x0e\x32#.etcdserverpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00\x12\x11\n\trange_end\x18@ \x01(\x0c"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union"\x88\x01\n\nTxnRequest\x12&\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x15.etcdserverpb.Compare\x12(\n\x07success\x18\x02 \x03(\x0b\x32\x17.etcdserverpb.RequestOp\x12(\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x17.etcdserverpb.RequestOp"{\n\x0bTxnResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12+\n\tresponses\x18\x03 \x03(\x0b\x32\x18.etcdserverpb.ResponseOp"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08"B\n\x12\x43ompactionResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader"\xd7\x01\n\x0cWatchRequest\x12:\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32 .etcdserverpb.WatchCreateRequestH\x00\x12:\n\x0e\x63\x61ncel_request\x18\x02 \x01(\x0b\x32 .etcdserverpb.WatchCancelRequestH\x00\x12>\n\x10progress_request\x18\x03 \x01(\x0b\x32".etcdserverpb.WatchProgressRequestH\x00\x42\x0f\n\rrequest_union"\xff\x01\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08\x12<\n\x07\x66ilters\x18\x05 \x03(\x0e\x32+.etcdserverpb.WatchCreateRequest.FilterType\x12\x0f\n\x07prev_kv\x18\x06 \x01(\x08\x12\x10\n\x08watch_id\x18\x07 \x01(\x03\x12\x10\n\x08\x66ragment\x18\x08 \x01(\x08"%\n\nFilterType\x12\t\n\x05NOPUT\x10\x00\x12\x0c\n\x08NODELETE\x10\x01"&\n\x12WatchCancelRequest\x12\x10\n\x08watch_id\x18\x01 \x01(\x03"\x16\n\x14WatchProgressRequest"\xda\x01\n\rWatchResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x10\n\x08\x66ragment\x18\x07 \x01(\x08\x12#\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x13.etcdserverpb.Event",\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03"j\n\x12LeaseGrantResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03"C\n\x13LeaseRevokeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03"_\n\x16LeaseKeepAliveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03"2\n\x16LeaseTimeToLiveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\x12\x0c\n\x04keys\x18\x02 \x01(\x08"\x82\x01\n\x17LeaseTimeToLiveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\x12\n\ngrantedTTL\x18\x04 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\x0c"\x13\n\x11MemberListRequest"[\n\x06Member\x12\n\n\x02ID\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08peerURLs\x18\x03 \x03(\t\x12\x12\n\nclientURLs\x18\x04 \x03(\t\x12\x11\n\tisLearner\x18\x05 \x01(\x08"i\n\x12MemberListResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.etcdserverpb.Member"\x0f\n\rStatusRequest"\xe6\x01\n\x0eStatusResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x62Size\x18\x03 \x01(\x03\x12\x0e\n\x06leader\x18\x04 \x01(\x04\x12\x11\n\traftIndex\x18\x05 \x01(\x04\x12\x10\n\x08raftTerm\x18\x06 \x01(\x04\x12\x18\n\x10raftAppliedIndex\x18\x07 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x08 \x03(\t\x12\x13\n\x0b\x64\x62SizeInUse\x18\t \x01(\x03\x12\x11\n\tisLearner\x18\n \x01(\x08"5\n\x13\x41uthenticateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t"S\n\x14\x41uthenticateResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\r\n\x05token\x18\x02 \x01(\t2\xe0\x02\n\x02KV\x12@\n\x05Range\x12\x1a.etcdserverpb.RangeRequest\x1a\x1b.etcdserverpb.RangeResponse\x12:\n\x03Put\x12\x18.etcdserverpb.PutRequest\x1a\x19.etcdserverpb.PutResponse\x12R\n\x0b\x44\x65leteRange\x12 .etcdserverpb.DeleteRangeRequest\x1a!.etcdserverpb.DeleteRangeResponse\x12:\n\x03Txn\x12\x18.etcdserverpb.TxnRequest\x1a\x19.etcdserverpb.TxnResponse\x12L\n\x07\x43ompact\x12\x1f.etcdserverpb.CompactionRequest\x1a .etcdserverpb.CompactionResponse2M\n\x05Watch\x12\x44\n\x05Watch\x12\x1a.etcdserverpb.WatchRequest\x1a\x1b.etcdserverpb.WatchResponse(\x01\x30\x01\x32\xed\x02\n\x05Lease\x12O\n\nLeaseGrant\x12\x1f.etcdserverpb.LeaseGrantRequest\x1a .etcdserverpb.LeaseGrantResponse\x12R\n\x0bLeaseRevoke\x12 .etcdserverpb.LeaseRevokeRequest\x1a!.etcdserverpb.LeaseRevokeResponse\x12_\n\x0eLeaseKeepAlive\x12#.etcdserverpb.LeaseKeepAliveRequest\x1a$.etcdserverpb.LeaseKeepAliveResponse(\x01\x30\x01\x12^\n\x0fLeaseTimeToLive\x12$.etcdserverpb.LeaseTimeToLiveRequest\x1a%.etcdserverpb.LeaseTimeToLiveResponse2Z\n\x07\x43luster\x12O\n\nMemberList\x12\x1f.etcdserverpb.MemberListRequest\x1a .etcdserverpb.MemberListResponse2R\n\x0bMaintenance\x12\x43\n\x06Status\x12\x1b.etcdserverpb.StatusRequest\x1a\x1c.etcdserverpb.StatusResponse2]\n\x04\x41uth\x12U\n\x0c\x41uthenticate\x12!.etcdserverpb.AuthenticateRequest\x1a".etcdserverpb.AuthenticateResponseb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n engine/snapshots/etcd/wire.proto\x12\x0c\x65tcdserverpb\"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\"\xa3\x01\n\x05\x45vent\x12+\n\x04type\x18\x01 \x01(\x0e\x32\x1d.etcdserverpb.Event.EventType\x12\"\n\x02kv\x18\x02 \x01(\x0b\x32\x16.etcdserverpb.KeyValue\x12\'\n\x07prev_kv\x18\x03 \x01(\x0b\x32\x16.etcdserverpb.KeyValue\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\"\xe4\x03\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x38\n\nsort_order\x18\x05 \x01(\x0e\x32$.etcdserverpb.RangeRequest.SortOrder\x12:\n\x0bsort_target\x18\x06 \x01(\x0e\x32%.etcdserverpb.RangeRequest.SortTarget\x12\x14\n\x0cserializable\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\x12\n\ncount_only\x18\t \x01(\x08\x12\x18\n\x10min_mod_revision\x18\n \x01(\x03\x12\x18\n\x10max_mod_revision\x18\x0b \x01(\x03\x12\x1b\n\x13min_create_revision\x18\x0c \x01(\x03\x12\x1b\n\x13max_create_revision\x18\r \x01(\x03\".\n\tSortOrder\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06\x41SCEND\x10\x01\x12\x0b\n\x07\x44\x45SCEND\x10\x02\"B\n\nSortTarget\x12\x07\n\x03KEY\x10\x00\x12\x0b\n\x07VERSION\x10\x01\x12\n\n\x06\x43REATE\x10\x02\x12\x07\n\x03MOD\x10\x03\x12\t\n\x05VALUE\x10\x04\"\x7f\n\rRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12#\n\x03kvs\x18\x02 \x03(\x0b\x32\x16.etcdserverpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"t\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0f\n\x07prev_kv\x18\x04 \x01(\x08\x12\x14\n\x0cignore_value\x18\x05 \x01(\x08\x12\x14\n\x0cignore_lease\x18\x06 \x01(\x08\"d\n\x0bPutResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\'\n\x07prev_kv\x18\x02 \x01(\x0b\x32\x16.etcdserverpb.KeyValue\"E\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08\"~\n\x13\x44\x65leteRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\x12(\n\x08prev_kvs\x18\x03 \x03(\x0b\x32\x16.etcdserverpb.KeyValue\"\xef\x01\n\tRequestOp\x12\x33\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1a.etcdserverpb.RangeRequestH\x00\x12/\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12@\n\x14request_delete_range\x18\x03 \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x12/\n\x0brequest_txn\x18\x04 \x01(\x0b\x32\x18.etcdserverpb.TxnRequestH\x00\x42\t\n\x07request\"\xf9\x01\n\nResponseOp\x12\x35\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1b.etcdserverpb.RangeResponseH\x00\x12\x31\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x19.etcdserverpb.PutResponseH\x00\x12\x42\n\x15response_delete_range\x18\x03 \x01(\x0b\x32!.etcdserverpb.DeleteRangeResponseH\x00\x12\x31\n\x0cresponse_txn\x18\x04 \x01(\x0b\x32\x19.etcdserverpb.TxnResponseH\x00\x42\n\n\x08response\"\x96\x03\n\x07\x43ompare\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.etcdserverpb.Compare.CompareResult\x12\x33\n\x06target\x18\x02 \x01(\x0e\x32#.etcdserverpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00\x12\x11\n\trange_end\x18@ \x01(\x0c\"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03\"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union\"\x88\x01\n\nTxnRequest\x12&\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x15.etcdserverpb.Compare\x12(\n\x07success\x18\x02 \x03(\x0b\x32\x17.etcdserverpb.RequestOp\x12(\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x17.etcdserverpb.RequestOp\"{\n\x0bTxnResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12+\n\tresponses\x18\x03 \x03(\x0b\x32\x18.etcdserverpb.ResponseOp\"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08\"B\n\x12\x43ompactionResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\"\xd7\x01\n\x0cWatchRequest\x12:\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32 .etcdserverpb.WatchCreateRequestH\x00\x12:\n\x0e\x63\x61ncel_request\x18\x02 \x01(\x0b\x32 .etcdserverpb.WatchCancelRequestH\x00\x12>\n\x10progress_request\x18\x03 \x01(\x0b\x32\".etcdserverpb.WatchProgressRequestH\x00\x42\x0f\n\rrequest_union\"\xff\x01\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08\x12<\n\x07\x66ilters\x18\x05 \x03(\x0e\x32+.etcdserverpb.WatchCreateRequest.FilterType\x12\x0f\n\x07prev_kv\x18\x06 \x01(\x08\x12\x10\n\x08watch_id\x18\x07 \x01(\x03\x12\x10\n\x08\x66ragment\x18\x08 \x01(\x08\"%\n\nFilterType\x12\t\n\x05NOPUT\x10\x00\x12\x0c\n\x08NODELETE\x10\x01\"&\n\x12WatchCancelRequest\x12\x10\n\x08watch_id\x18\x01 \x01(\x03\"\x16\n\x14WatchProgressRequest\"\xda\x01\n\rWatchResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x10\n\x08\x66ragment\x18\x07 \x01(\x08\x12#\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x13.etcdserverpb.Event\",\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03\"j\n\x12LeaseGrantResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t\" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"C\n\x13LeaseRevokeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"_\n\x16LeaseKeepAliveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\"2\n\x16LeaseTimeToLiveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\x12\x0c\n\x04keys\x18\x02 \x01(\x08\"\x82\x01\n\x17LeaseTimeToLiveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\x12\n\ngrantedTTL\x18\x04 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\x0c\"\x13\n\x11MemberListRequest\"[\n\x06Member\x12\n\n\x02ID\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08peerURLs\x18\x03 \x03(\t\x12\x12\n\nclientURLs\x18\x04 \x03(\t\x12\x11\n\tisLearner\x18\x05 \x01(\x08\"i\n\x12MemberListResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.etcdserverpb.Member\"\x0f\n\rStatusRequest\"\xe6\x01\n\x0eStatusResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x62Size\x18\x03 \x01(\x03\x12\x0e\n\x06leader\x18\x04 \x01(\x04\x12\x11\n\traftIndex\x18\x05 \x01(\x04\x12\x10\n\x08raftTerm\x18\x06 \x01(\x04\x12\x18\n\x10raftAppliedIndex\x18\x07 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x08 \x03(\t\x12\x13\n\x0b\x64\x62SizeInUse\x18\t \x01(\x03\x12\x11\n\tisLearner\x18\n \x01(\x08\"5\n\x13\x41uthenticateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"S\n\x14\x41uthenticateResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\r\n\x05token\x18\x02 \x01(\t2\xe0\x02\n\x02KV\x12@\n\x05Range\x12\x1a.etcdserverpb.RangeRequest\x1a\x1b.etcdserverpb.RangeResponse\x12:\n\x03Put\x12\x18.etcdserverpb.PutRequest\x1a\x19.etcdserverpb.PutResponse\x12R\n\x0b\x44\x65leteRange\x12 .etcdserverpb.DeleteRangeRequest\x1a!.etcdserverpb.DeleteRangeResponse\x12:\n\x03Txn\x12\x18.etcdserverpb.TxnRequest\x1a\x19.etcdserverpb.TxnResponse\x12L\n\x07\x43ompact\x12\x1f.etcdserverpb.CompactionRequest\x1a .etcdserverpb.CompactionResponse2M\n\x05Watch\x12\x44\n\x05Watch\x12\x1a.etcdserverpb.WatchRequest\x1a\x1b.etcdserverpb.WatchResponse(\x01\x30\x01\x32\xed\x02\n\x05Lease\x12O\n\nLeaseGrant\x12\x1f.etcdserverpb.LeaseGrantRequest\x1a .etcdserverpb.LeaseGrantResponse\x12R\n\x0bLeaseRevoke\x12 .etcdserverpb.LeaseRevokeRequest\x1a!.etcdserverpb.LeaseRevokeResponse\x12_\n\x0eLeaseKeepAlive\x12#.etcdserverpb.LeaseKeepAliveRequest\x1a$.etcdserverpb.LeaseKeepAliveResponse(\x01\x30\x01\x12^\n\x0fLeaseTimeToLive\x12$.etcdserverpb.LeaseTimeToLiveRequest\x1a%.etcdserverpb.LeaseTimeToLiveResponse2Z\n\x07\x43luster\x12O\n\nMemberList\x12\x1f.etcdserverpb.MemberListRequest\x1a .etcdserverpb.MemberListResponse2R\n\x0bMaintenance\x12\x43\n\x06Status\x12\x1b.etcdserverpb.StatusRequest\x1a\x1c.etcdserverpb.StatusResponse2]\n\x04\x41uth\x12U\n\x0c\x41uthenticate\x12!.etcdserverpb.AuthenticateRequest\x1a\".etcdserverpb.AuthenticateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "engine.snapshots.etcd.wire_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'engine.snapshots.etcd.wire_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_RESPONSEHEADER"]._serialized_start = 50
-    _globals["_RESPONSEHEADER"]._serialized_end = 142
-    _globals["_KEYVALUE"]._serialized_start = 144
-    _globals["_KEYVALUE"]._serialized_end = 261
-    _globals["_EVENT"]._serialized_start = 264
-    _globals["_EVENT"]._serialized_end = 427
-    _globals["_EVENT_EVENTTYPE"]._serialized_start = 395
-    _globals["_EVENT_EVENTTYPE"]._serialized_end = 427
-    _globals["_RANGEREQUEST"]._serialized_start = 430
-    _globals["_RANGEREQUEST"]._serialized_end = 914
-    _globals["_RANGEREQUEST_SORTORDER"]._serialized_start = 800
-    _globals["_RANGEREQUEST_SORTORDER"]._serialized_end = 846
-    _globals["_RANGEREQUEST_SORTTARGET"]._serialized_start = 848
-    _globals["_RANGEREQUEST_SORTTARGET"]._serialized_end = 914
-    _globals["_RANGERESPONSE"]._serialized_start = 916
-    _globals["_RANGERESPONSE"]._serialized_end = 1043
-    _globals["_PUTREQUEST"]._serialized_start = 1045
-    _globals["_PUTREQUEST"]._serialized_end = 1161
-    _globals["_PUTRESPONSE"]._serialized_start = 1163
-    _globals["_PUTRESPONSE"]._serialized_end = 1263
-    _globals["_DELETERANGEREQUEST"]._serialized_start = 1265
-    _globals["_DELETERANGEREQUEST"]._serialized_end = 1334
-    _globals["_DELETERANGERESPONSE"]._serialized_start = 1336
-    _globals["_DELETERANGERESPONSE"]._serialized_end = 1462
-    _globals["_REQUESTOP"]._serialized_start = 1465
-    _globals["_REQUESTOP"]._serialized_end = 1704
-    _globals["_RESPONSEOP"]._serialized_start = 1707
-    _globals["_RESPONSEOP"]._serialized_end = 1956
-    _globals["_COMPARE"]._serialized_start = 1959
-    _globals["_COMPARE"]._serialized_end = 2365
-    _globals["_COMPARE_COMPARERESULT"]._serialized_start = 2212
-    _globals["_COMPARE_COMPARERESULT"]._serialized_end = 2276
-    _globals["_COMPARE_COMPARETARGET"]._serialized_start = 2278
-    _globals["_COMPARE_COMPARETARGET"]._serialized_end = 2349
-    _globals["_TXNREQUEST"]._serialized_start = 2368
-    _globals["_TXNREQUEST"]._serialized_end = 2504
-    _globals["_TXNRESPONSE"]._serialized_start = 2506
-    _globals["_TXNRESPONSE"]._serialized_end = 2629
-    _globals["_COMPACTIONREQUEST"]._serialized_start = 2631
-    _globals["_COMPACTIONREQUEST"]._serialized_end = 2686
-    _globals["_COMPACTIONRESPONSE"]._serialized_start = 2688
-    _globals["_COMPACTIONRESPONSE"]._serialized_end = 2754
-    _globals["_WATCHREQUEST"]._serialized_start = 2757
-    _globals["_WATCHREQUEST"]._serialized_end = 2972
-    _globals["_WATCHCREATEREQUEST"]._serialized_start = 2975
-    _globals["_WATCHCREATEREQUEST"]._serialized_end = 3230
-    _globals["_WATCHCREATEREQUEST_FILTERTYPE"]._serialized_start = 3193
-    _globals["_WATCHCREATEREQUEST_FILTERTYPE"]._serialized_end = 3230
-    _globals["_WATCHCANCELREQUEST"]._serialized_start = 3232
-    _globals["_WATCHCANCELREQUEST"]._serialized_end = 3270
-    _globals["_WATCHPROGRESSREQUEST"]._serialized_start = 3272
-    _globals["_WATCHPROGRESSREQUEST"]._serialized_end = 3294
-    _globals["_WATCHRESPONSE"]._serialized_start = 3297
-    _globals["_WATCHRESPONSE"]._serialized_end = 3515
-    _globals["_LEASEGRANTREQUEST"]._serialized_start = 3517
-    _globals["_LEASEGRANTREQUEST"]._serialized_end = 3561
-    _globals["_LEASEGRANTRESPONSE"]._serialized_start = 3563
-    _globals["_LEASEGRANTRESPONSE"]._serialized_end = 3669
-    _globals["_LEASEREVOKEREQUEST"]._serialized_start = 3671
-    _globals["_LEASEREVOKEREQUEST"]._serialized_end = 3703
-    _globals["_LEASEREVOKERESPONSE"]._serialized_start = 3705
-    _globals["_LEASEREVOKERESPONSE"]._serialized_end = 3772
-    _globals["_LEASEKEEPALIVEREQUEST"]._serialized_start = 3774
-    _globals["_LEASEKEEPALIVEREQUEST"]._serialized_end = 3809
-    _globals["_LEASEKEEPALIVERESPONSE"]._serialized_start = 3811
-    _globals["_LEASEKEEPALIVERESPONSE"]._serialized_end = 3906
-    _globals["_LEASETIMETOLIVEREQUEST"]._serialized_start = 3908
-    _globals["_LEASETIMETOLIVEREQUEST"]._serialized_end = 3958
-    _globals["_LEASETIMETOLIVERESPONSE"]._serialized_start = 3961
-    _globals["_LEASETIMETOLIVERESPONSE"]._serialized_end = 4091
-    _globals["_MEMBERLISTREQUEST"]._serialized_start = 4093
-    _globals["_MEMBERLISTREQUEST"]._serialized_end = 4112
-    _globals["_MEMBER"]._serialized_start = 4114
-    _globals["_MEMBER"]._serialized_end = 4205
-    _globals["_MEMBERLISTRESPONSE"]._serialized_start = 4207
-    _globals["_MEMBERLISTRESPONSE"]._serialized_end = 4312
-    _globals["_STATUSREQUEST"]._serialized_start = 4314
-    _globals["_STATUSREQUEST"]._serialized_end = 4329
-    _globals["_STATUSRESPONSE"]._serialized_start = 4332
-    _globals["_STATUSRESPONSE"]._serialized_end = 4562
-    _globals["_AUTHENTICATEREQUEST"]._serialized_start = 4564
-    _globals["_AUTHENTICATEREQUEST"]._serialized_end = 4617
-    _globals["_AUTHENTICATERESPONSE"]._serialized_start = 4619
-    _globals["_AUTHENTICATERESPONSE"]._serialized_end = 4702
-    _globals["_KV"]._serialized_start = 4705
-    _globals["_KV"]._serialized_end = 5057
-    _globals["_WATCH"]._serialized_start = 5059
-    _globals["_WATCH"]._serialized_end = 5136
-    _globals["_LEASE"]._serialized_start = 5139
-    _globals["_LEASE"]._serialized_end = 5504
-    _globals["_CLUSTER"]._serialized_start = 5506
-    _globals["_CLUSTER"]._serialized_end = 5596
-    _globals["_MAINTENANCE"]._serialized_start = 5598
-    _globals["_MAINTENANCE"]._serialized_end = 5680
-    _globals["_AUTH"]._serialized_start = 5682
-    _globals["_AUTH"]._serialized_end = 5775
+  DESCRIPTOR._loaded_options = None
+  _globals['_RESPONSEHEADER']._serialized_start=50
+  _globals['_RESPONSEHEADER']._serialized_end=142
+  _globals['_KEYVALUE']._serialized_start=144
+  _globals['_KEYVALUE']._serialized_end=261
+  _globals['_EVENT']._serialized_start=264
+  _globals['_EVENT']._serialized_end=427
+  _globals['_EVENT_EVENTTYPE']._serialized_start=395
+  _globals['_EVENT_EVENTTYPE']._serialized_end=427
+  _globals['_RANGEREQUEST']._serialized_start=430
+  _globals['_RANGEREQUEST']._serialized_end=914
+  _globals['_RANGEREQUEST_SORTORDER']._serialized_start=800
+  _globals['_RANGEREQUEST_SORTORDER']._serialized_end=846
+  _globals['_RANGEREQUEST_SORTTARGET']._serialized_start=848
+  _globals['_RANGEREQUEST_SORTTARGET']._serialized_end=914
+  _globals['_RANGERESPONSE']._serialized_start=916
+  _globals['_RANGERESPONSE']._serialized_end=1043
+  _globals['_PUTREQUEST']._serialized_start=1045
+  _globals['_PUTREQUEST']._serialized_end=1161
+  _globals['_PUTRESPONSE']._serialized_start=1163
+  _globals['_PUTRESPONSE']._serialized_end=1263
+  _globals['_DELETERANGEREQUEST']._serialized_start=1265
+  _globals['_DELETERANGEREQUEST']._serialized_end=1334
+  _globals['_DELETERANGERESPONSE']._serialized_start=1336
+  _globals['_DELETERANGERESPONSE']._serialized_end=1462
+  _globals['_REQUESTOP']._serialized_start=1465
+  _globals['_REQUESTOP']._serialized_end=1704
+  _globals['_RESPONSEOP']._serialized_start=1707
+  _globals['_RESPONSEOP']._serialized_end=1956
+  _globals['_COMPARE']._serialized_start=1959
+  _globals['_COMPARE']._serialized_end=2365
+  _globals['_COMPARE_COMPARERESULT']._serialized_start=2212
+  _globals['_COMPARE_COMPARERESULT']._serialized_end=2276
+  _globals['_COMPARE_COMPARETARGET']._serialized_start=2278
+  _globals['_COMPARE_COMPARETARGET']._serialized_end=2349
+  _globals['_TXNREQUEST']._serialized_start=2368
+  _globals['_TXNREQUEST']._serialized_end=2504
+  _globals['_TXNRESPONSE']._serialized_start=2506
+  _globals['_TXNRESPONSE']._serialized_end=2629
+  _globals['_COMPACTIONREQUEST']._serialized_start=2631
+  _globals['_COMPACTIONREQUEST']._serialized_end=2686
+  _globals['_COMPACTIONRESPONSE']._serialized_start=2688
+  _globals['_COMPACTIONRESPONSE']._serialized_end=2754
+  _globals['_WATCHREQUEST']._serialized_start=2757
+  _globals['_WATCHREQUEST']._serialized_end=2972
+  _globals['_WATCHCREATEREQUEST']._serialized_start=2975
+  _globals['_WATCHCREATEREQUEST']._serialized_end=3230
+  _globals['_WATCHCREATEREQUEST_FILTERTYPE']._serialized_start=3193
+  _globals['_WATCHCREATEREQUEST_FILTERTYPE']._serialized_end=3230
+  _globals['_WATCHCANCELREQUEST']._serialized_start=3232
+  _globals['_WATCHCANCELREQUEST']._serialized_end=3270
+  _globals['_WATCHPROGRESSREQUEST']._serialized_start=3272
+  _globals['_WATCHPROGRESSREQUEST']._serialized_end=3294
+  _globals['_WATCHRESPONSE']._serialized_start=3297
+  _globals['_WATCHRESPONSE']._serialized_end=3515
+  _globals['_LEASEGRANTREQUEST']._serialized_start=3517
+  _globals['_LEASEGRANTREQUEST']._serialized_end=3561
+  _globals['_LEASEGRANTRESPONSE']._serialized_start=3563
+  _globals['_LEASEGRANTRESPONSE']._serialized_end=3669
+  _globals['_LEASEREVOKEREQUEST']._serialized_start=3671
+  _globals['_LEASEREVOKEREQUEST']._serialized_end=3703
+  _globals['_LEASEREVOKERESPONSE']._serialized_start=3705
+  _globals['_LEASEREVOKERESPONSE']._serialized_end=3772
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=3774
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=3809
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=3811
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=3906
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_start=3908
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_end=3958
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_start=3961
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_end=4091
+  _globals['_MEMBERLISTREQUEST']._serialized_start=4093
+  _globals['_MEMBERLISTREQUEST']._serialized_end=4112
+  _globals['_MEMBER']._serialized_start=4114
+  _globals['_MEMBER']._serialized_end=4205
+  _globals['_MEMBERLISTRESPONSE']._serialized_start=4207
+  _globals['_MEMBERLISTRESPONSE']._serialized_end=4312
+  _globals['_STATUSREQUEST']._serialized_start=4314
+  _globals['_STATUSREQUEST']._serialized_end=4329
+  _globals['_STATUSRESPONSE']._serialized_start=4332
+  _globals['_STATUSRESPONSE']._serialized_end=4562
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=4564
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=4617
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=4619
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=4702
+  _globals['_KV']._serialized_start=4705
+  _globals['_KV']._serialized_end=5057
+  _globals['_WATCH']._serialized_start=5059
+  _globals['_WATCH']._serialized_end=5136
+  _globals['_LEASE']._serialized_start=5139
+  _globals['_LEASE']._serialized_end=5504
+  _globals['_CLUSTER']._serialized_start=5506
+  _globals['_CLUSTER']._serialized_end=5596
+  _globals['_MAINTENANCE']._serialized_start=5598
+  _globals['_MAINTENANCE']._serialized_end=5680
+  _globals['_AUTH']._serialized_start=5682
+  _globals['_AUTH']._serialized_end=5775
 # @@protoc_insertion_point(module_scope)

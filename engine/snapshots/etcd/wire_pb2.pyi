@@ -51,16 +51,7 @@ class ResponseHeader(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "cluster_id",
-        b"cluster_id",
-        "member_id",
-        b"member_id",
-        "raft_term",
-        b"raft_term",
-        "revision",
-        b"revision",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "member_id", b"member_id", "raft_term", b"raft_term", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -95,20 +86,7 @@ class KeyValue(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "create_revision",
-        b"create_revision",
-        "key",
-        b"key",
-        "lease",
-        b"lease",
-        "mod_revision",
-        b"mod_revision",
-        "value",
-        b"value",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_revision", b"create_revision", "key", b"key", "lease", b"lease", "mod_revision", b"mod_revision", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,9 +100,7 @@ class Event(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _EventTypeEnumTypeWrapper(
-        _enum_type_wrapper._EnumTypeWrapper[Event._EventType.ValueType], _builtins.type
-    ):
+    class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Event._EventType.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         PUT: Event._EventType.ValueType  # 0
         DELETE: Event._EventType.ValueType  # 1
@@ -152,9 +128,7 @@ class Event(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prev_kv", b"prev_kv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "kv", b"kv", "prev_kv", b"prev_kv", "type", b"type"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prev_kv", b"prev_kv", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,9 +146,7 @@ class RangeRequest(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _SortOrderEnumTypeWrapper(
-        _enum_type_wrapper._EnumTypeWrapper[RangeRequest._SortOrder.ValueType], _builtins.type
-    ):
+    class _SortOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RangeRequest._SortOrder.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         NONE: RangeRequest._SortOrder.ValueType  # 0
         ASCEND: RangeRequest._SortOrder.ValueType  # 1
@@ -189,9 +161,7 @@ class RangeRequest(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _SortTargetEnumTypeWrapper(
-        _enum_type_wrapper._EnumTypeWrapper[RangeRequest._SortTarget.ValueType], _builtins.type
-    ):
+    class _SortTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RangeRequest._SortTarget.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KEY: RangeRequest._SortTarget.ValueType  # 0
         VERSION: RangeRequest._SortTarget.ValueType  # 1
@@ -252,34 +222,7 @@ class RangeRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "count_only",
-        b"count_only",
-        "key",
-        b"key",
-        "keys_only",
-        b"keys_only",
-        "limit",
-        b"limit",
-        "max_create_revision",
-        b"max_create_revision",
-        "max_mod_revision",
-        b"max_mod_revision",
-        "min_create_revision",
-        b"min_create_revision",
-        "min_mod_revision",
-        b"min_mod_revision",
-        "range_end",
-        b"range_end",
-        "revision",
-        b"revision",
-        "serializable",
-        b"serializable",
-        "sort_order",
-        b"sort_order",
-        "sort_target",
-        b"sort_target",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_only", b"count_only", "key", b"key", "keys_only", b"keys_only", "limit", b"limit", "max_create_revision", b"max_create_revision", "max_mod_revision", b"max_mod_revision", "min_create_revision", b"min_create_revision", "min_mod_revision", b"min_mod_revision", "range_end", b"range_end", "revision", b"revision", "serializable", b"serializable", "sort_order", b"sort_order", "sort_target", b"sort_target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,9 +252,7 @@ class RangeResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "count", b"count", "header", b"header", "kvs", b"kvs", "more", b"more"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "header", b"header", "kvs", b"kvs", "more", b"more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,20 +286,7 @@ class PutRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "ignore_lease",
-        b"ignore_lease",
-        "ignore_value",
-        b"ignore_value",
-        "key",
-        b"key",
-        "lease",
-        b"lease",
-        "prev_kv",
-        b"prev_kv",
-        "value",
-        b"value",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_lease", b"ignore_lease", "ignore_value", b"ignore_value", "key", b"key", "lease", b"lease", "prev_kv", b"prev_kv", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,9 +335,7 @@ class DeleteRangeRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "key", b"key", "prev_kv", b"prev_kv", "range_end", b"range_end"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "prev_kv", b"prev_kv", "range_end", b"range_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,9 +362,7 @@ class DeleteRangeResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "deleted", b"deleted", "header", b"header", "prev_kvs", b"prev_kvs"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "header", b"header", "prev_kvs", b"prev_kvs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -468,39 +392,13 @@ class RequestOp(_message.Message):
         request_delete_range: Global___DeleteRangeRequest | None = ...,
         request_txn: Global___TxnRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "request",
-        b"request",
-        "request_delete_range",
-        b"request_delete_range",
-        "request_put",
-        b"request_put",
-        "request_range",
-        b"request_range",
-        "request_txn",
-        b"request_txn",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "request_delete_range", b"request_delete_range", "request_put", b"request_put", "request_range", b"request_range", "request_txn", b"request_txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "request",
-        b"request",
-        "request_delete_range",
-        b"request_delete_range",
-        "request_put",
-        b"request_put",
-        "request_range",
-        b"request_range",
-        "request_txn",
-        b"request_txn",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "request_delete_range", b"request_delete_range", "request_put", b"request_put", "request_range", b"request_range", "request_txn", b"request_txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal[
-        "request_range", "request_put", "request_delete_range", "request_txn"
-    ]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["request_range", "request_put", "request_delete_range", "request_txn"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_request
-    ) -> _WhichOneofReturnType_request | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
 Global___RequestOp: _TypeAlias = RequestOp  # noqa: Y015
 
@@ -528,39 +426,13 @@ class ResponseOp(_message.Message):
         response_delete_range: Global___DeleteRangeResponse | None = ...,
         response_txn: Global___TxnResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "response",
-        b"response",
-        "response_delete_range",
-        b"response_delete_range",
-        "response_put",
-        b"response_put",
-        "response_range",
-        b"response_range",
-        "response_txn",
-        b"response_txn",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "response_delete_range", b"response_delete_range", "response_put", b"response_put", "response_range", b"response_range", "response_txn", b"response_txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "response",
-        b"response",
-        "response_delete_range",
-        b"response_delete_range",
-        "response_put",
-        b"response_put",
-        "response_range",
-        b"response_range",
-        "response_txn",
-        b"response_txn",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "response_delete_range", b"response_delete_range", "response_put", b"response_put", "response_range", b"response_range", "response_txn", b"response_txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal[
-        "response_range", "response_put", "response_delete_range", "response_txn"
-    ]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["response_range", "response_put", "response_delete_range", "response_txn"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_response
-    ) -> _WhichOneofReturnType_response | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
 Global___ResponseOp: _TypeAlias = ResponseOp  # noqa: Y015
 
@@ -574,9 +446,7 @@ class Compare(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _CompareResultEnumTypeWrapper(
-        _enum_type_wrapper._EnumTypeWrapper[Compare._CompareResult.ValueType], _builtins.type
-    ):
+    class _CompareResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Compare._CompareResult.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         EQUAL: Compare._CompareResult.ValueType  # 0
         GREATER: Compare._CompareResult.ValueType  # 1
@@ -593,9 +463,7 @@ class Compare(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _CompareTargetEnumTypeWrapper(
-        _enum_type_wrapper._EnumTypeWrapper[Compare._CompareTarget.ValueType], _builtins.type
-    ):
+    class _CompareTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Compare._CompareTarget.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         VERSION: Compare._CompareTarget.ValueType  # 0
         CREATE: Compare._CompareTarget.ValueType  # 1
@@ -641,51 +509,13 @@ class Compare(_message.Message):
         lease: _builtins.int = ...,
         range_end: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "create_revision",
-        b"create_revision",
-        "lease",
-        b"lease",
-        "mod_revision",
-        b"mod_revision",
-        "target_union",
-        b"target_union",
-        "value",
-        b"value",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_revision", b"create_revision", "lease", b"lease", "mod_revision", b"mod_revision", "target_union", b"target_union", "value", b"value", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "create_revision",
-        b"create_revision",
-        "key",
-        b"key",
-        "lease",
-        b"lease",
-        "mod_revision",
-        b"mod_revision",
-        "range_end",
-        b"range_end",
-        "result",
-        b"result",
-        "target",
-        b"target",
-        "target_union",
-        b"target_union",
-        "value",
-        b"value",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_revision", b"create_revision", "key", b"key", "lease", b"lease", "mod_revision", b"mod_revision", "range_end", b"range_end", "result", b"result", "target", b"target", "target_union", b"target_union", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_target_union: _TypeAlias = _typing.Literal[
-        "version", "create_revision", "mod_revision", "value", "lease"
-    ]  # noqa: Y015
+    _WhichOneofReturnType_target_union: _TypeAlias = _typing.Literal["version", "create_revision", "mod_revision", "value", "lease"]  # noqa: Y015
     _WhichOneofArgType_target_union: _TypeAlias = _typing.Literal["target_union", b"target_union"]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_target_union
-    ) -> _WhichOneofReturnType_target_union | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target_union) -> _WhichOneofReturnType_target_union | None: ...
 
 Global___Compare: _TypeAlias = Compare  # noqa: Y015
 
@@ -711,9 +541,7 @@ class TxnRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "compare", b"compare", "failure", b"failure", "success", b"success"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "failure", b"failure", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -740,9 +568,7 @@ class TxnResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "header", b"header", "responses", b"responses", "succeeded", b"succeeded"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "responses", b"responses", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,9 +591,7 @@ class CompactionRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "physical", b"physical", "revision", b"revision"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["physical", b"physical", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -813,37 +637,13 @@ class WatchRequest(_message.Message):
         cancel_request: Global___WatchCancelRequest | None = ...,
         progress_request: Global___WatchProgressRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "cancel_request",
-        b"cancel_request",
-        "create_request",
-        b"create_request",
-        "progress_request",
-        b"progress_request",
-        "request_union",
-        b"request_union",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_request", b"cancel_request", "create_request", b"create_request", "progress_request", b"progress_request", "request_union", b"request_union"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "cancel_request",
-        b"cancel_request",
-        "create_request",
-        b"create_request",
-        "progress_request",
-        b"progress_request",
-        "request_union",
-        b"request_union",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_request", b"cancel_request", "create_request", b"create_request", "progress_request", b"progress_request", "request_union", b"request_union"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request_union: _TypeAlias = _typing.Literal[
-        "create_request", "cancel_request", "progress_request"
-    ]  # noqa: Y015
-    _WhichOneofArgType_request_union: _TypeAlias = _typing.Literal[
-        "request_union", b"request_union"
-    ]  # noqa: Y015
-    def WhichOneof(
-        self, oneof_group: _WhichOneofArgType_request_union
-    ) -> _WhichOneofReturnType_request_union | None: ...
+    _WhichOneofReturnType_request_union: _TypeAlias = _typing.Literal["create_request", "cancel_request", "progress_request"]  # noqa: Y015
+    _WhichOneofArgType_request_union: _TypeAlias = _typing.Literal["request_union", b"request_union"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request_union) -> _WhichOneofReturnType_request_union | None: ...
 
 Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
@@ -855,10 +655,7 @@ class WatchCreateRequest(_message.Message):
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
 
-    class _FilterTypeEnumTypeWrapper(
-        _enum_type_wrapper._EnumTypeWrapper[WatchCreateRequest._FilterType.ValueType],
-        _builtins.type,
-    ):
+    class _FilterTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WatchCreateRequest._FilterType.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         NOPUT: WatchCreateRequest._FilterType.ValueType  # 0
         NODELETE: WatchCreateRequest._FilterType.ValueType  # 1
@@ -885,11 +682,7 @@ class WatchCreateRequest(_message.Message):
     fragment: _builtins.bool
     """Allow the server to split an answer that is larger than its message limit."""
     @_builtins.property
-    def filters(
-        self,
-    ) -> _containers.RepeatedScalarFieldContainer[
-        Global___WatchCreateRequest.FilterType.ValueType
-    ]: ...
+    def filters(self) -> _containers.RepeatedScalarFieldContainer[Global___WatchCreateRequest.FilterType.ValueType]: ...
     def __init__(
         self,
         *,
@@ -904,24 +697,7 @@ class WatchCreateRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "filters",
-        b"filters",
-        "fragment",
-        b"fragment",
-        "key",
-        b"key",
-        "prev_kv",
-        b"prev_kv",
-        "progress_notify",
-        b"progress_notify",
-        "range_end",
-        b"range_end",
-        "start_revision",
-        b"start_revision",
-        "watch_id",
-        b"watch_id",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "fragment", b"fragment", "key", b"key", "prev_kv", b"prev_kv", "progress_notify", b"progress_notify", "range_end", b"range_end", "start_revision", b"start_revision", "watch_id", b"watch_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -999,24 +775,7 @@ class WatchResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "cancel_reason",
-        b"cancel_reason",
-        "canceled",
-        b"canceled",
-        "compact_revision",
-        b"compact_revision",
-        "created",
-        b"created",
-        "events",
-        b"events",
-        "fragment",
-        b"fragment",
-        "header",
-        b"header",
-        "watch_id",
-        b"watch_id",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_reason", b"cancel_reason", "canceled", b"canceled", "compact_revision", b"compact_revision", "created", b"created", "events", b"events", "fragment", b"fragment", "header", b"header", "watch_id", b"watch_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1070,9 +829,7 @@ class LeaseGrantResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "ID", b"ID", "TTL", b"TTL", "error", b"error", "header", b"header"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ID", b"ID", "TTL", b"TTL", "error", b"error", "header", b"header"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1157,9 +914,7 @@ class LeaseKeepAliveResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "ID", b"ID", "TTL", b"TTL", "header", b"header"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ID", b"ID", "TTL", b"TTL", "header", b"header"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1215,18 +970,7 @@ class LeaseTimeToLiveResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "ID",
-        b"ID",
-        "TTL",
-        b"TTL",
-        "grantedTTL",
-        b"grantedTTL",
-        "header",
-        b"header",
-        "keys",
-        b"keys",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ID", b"ID", "TTL", b"TTL", "grantedTTL", b"grantedTTL", "header", b"header", "keys", b"keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1274,18 +1018,7 @@ class Member(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "ID",
-        b"ID",
-        "clientURLs",
-        b"clientURLs",
-        "isLearner",
-        b"isLearner",
-        "name",
-        b"name",
-        "peerURLs",
-        b"peerURLs",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ID", b"ID", "clientURLs", b"clientURLs", "isLearner", b"isLearner", "name", b"name", "peerURLs", b"peerURLs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1372,28 +1105,7 @@ class StatusResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "dbSize",
-        b"dbSize",
-        "dbSizeInUse",
-        b"dbSizeInUse",
-        "errors",
-        b"errors",
-        "header",
-        b"header",
-        "isLearner",
-        b"isLearner",
-        "leader",
-        b"leader",
-        "raftAppliedIndex",
-        b"raftAppliedIndex",
-        "raftIndex",
-        b"raftIndex",
-        "raftTerm",
-        b"raftTerm",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dbSize", b"dbSize", "dbSizeInUse", b"dbSizeInUse", "errors", b"errors", "header", b"header", "isLearner", b"isLearner", "leader", b"leader", "raftAppliedIndex", b"raftAppliedIndex", "raftIndex", b"raftIndex", "raftTerm", b"raftTerm", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,6 +26,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -39,22 +40,16 @@ class KVStub:
     def __new__(cls, channel: _aio.Channel) -> KVAsyncStub: ...
     Range: _grpc.UnaryUnaryMultiCallable[_wire_pb2.RangeRequest, _wire_pb2.RangeResponse]
     Put: _grpc.UnaryUnaryMultiCallable[_wire_pb2.PutRequest, _wire_pb2.PutResponse]
-    DeleteRange: _grpc.UnaryUnaryMultiCallable[
-        _wire_pb2.DeleteRangeRequest, _wire_pb2.DeleteRangeResponse
-    ]
+    DeleteRange: _grpc.UnaryUnaryMultiCallable[_wire_pb2.DeleteRangeRequest, _wire_pb2.DeleteRangeResponse]
     Txn: _grpc.UnaryUnaryMultiCallable[_wire_pb2.TxnRequest, _wire_pb2.TxnResponse]
-    Compact: _grpc.UnaryUnaryMultiCallable[
-        _wire_pb2.CompactionRequest, _wire_pb2.CompactionResponse
-    ]
+    Compact: _grpc.UnaryUnaryMultiCallable[_wire_pb2.CompactionRequest, _wire_pb2.CompactionResponse]
 
 @_typing.type_check_only
 class KVAsyncStub(KVStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Range: _aio.UnaryUnaryMultiCallable[_wire_pb2.RangeRequest, _wire_pb2.RangeResponse]  # type: ignore[assignment]
     Put: _aio.UnaryUnaryMultiCallable[_wire_pb2.PutRequest, _wire_pb2.PutResponse]  # type: ignore[assignment]
-    DeleteRange: _aio.UnaryUnaryMultiCallable[
-        _wire_pb2.DeleteRangeRequest, _wire_pb2.DeleteRangeResponse
-    ]  # type: ignore[assignment]
+    DeleteRange: _aio.UnaryUnaryMultiCallable[_wire_pb2.DeleteRangeRequest, _wire_pb2.DeleteRangeResponse]  # type: ignore[assignment]
     Txn: _aio.UnaryUnaryMultiCallable[_wire_pb2.TxnRequest, _wire_pb2.TxnResponse]  # type: ignore[assignment]
     Compact: _aio.UnaryUnaryMultiCallable[_wire_pb2.CompactionRequest, _wire_pb2.CompactionResponse]  # type: ignore[assignment]
 
@@ -65,38 +60,36 @@ class KVServicer(metaclass=_abc_1.ABCMeta):
         request: _wire_pb2.RangeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wire_pb2.RangeResponse, _abc.Awaitable[_wire_pb2.RangeResponse]]: ...
+
     @_abc_1.abstractmethod
     def Put(
         self,
         request: _wire_pb2.PutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wire_pb2.PutResponse, _abc.Awaitable[_wire_pb2.PutResponse]]: ...
+
     @_abc_1.abstractmethod
     def DeleteRange(
         self,
         request: _wire_pb2.DeleteRangeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _wire_pb2.DeleteRangeResponse, _abc.Awaitable[_wire_pb2.DeleteRangeResponse]
-    ]: ...
+    ) -> _typing.Union[_wire_pb2.DeleteRangeResponse, _abc.Awaitable[_wire_pb2.DeleteRangeResponse]]: ...
+
     @_abc_1.abstractmethod
     def Txn(
         self,
         request: _wire_pb2.TxnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wire_pb2.TxnResponse, _abc.Awaitable[_wire_pb2.TxnResponse]]: ...
+
     @_abc_1.abstractmethod
     def Compact(
         self,
         request: _wire_pb2.CompactionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _wire_pb2.CompactionResponse, _abc.Awaitable[_wire_pb2.CompactionResponse]
-    ]: ...
+    ) -> _typing.Union[_wire_pb2.CompactionResponse, _abc.Awaitable[_wire_pb2.CompactionResponse]]: ...
 
-def add_KVServicer_to_server(
-    servicer: KVServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_KVServicer_to_server(servicer: KVServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class WatchStub:
     @_typing.overload
@@ -116,47 +109,27 @@ class WatchServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_wire_pb2.WatchRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_wire_pb2.WatchResponse], _abc.AsyncIterator[_wire_pb2.WatchResponse]
-    ]: ...
+    ) -> _typing.Union[_abc.Iterator[_wire_pb2.WatchResponse], _abc.AsyncIterator[_wire_pb2.WatchResponse]]: ...
 
-def add_WatchServicer_to_server(
-    servicer: WatchServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_WatchServicer_to_server(servicer: WatchServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class LeaseStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LeaseAsyncStub: ...
-    LeaseGrant: _grpc.UnaryUnaryMultiCallable[
-        _wire_pb2.LeaseGrantRequest, _wire_pb2.LeaseGrantResponse
-    ]
-    LeaseRevoke: _grpc.UnaryUnaryMultiCallable[
-        _wire_pb2.LeaseRevokeRequest, _wire_pb2.LeaseRevokeResponse
-    ]
-    LeaseKeepAlive: _grpc.StreamStreamMultiCallable[
-        _wire_pb2.LeaseKeepAliveRequest, _wire_pb2.LeaseKeepAliveResponse
-    ]
-    LeaseTimeToLive: _grpc.UnaryUnaryMultiCallable[
-        _wire_pb2.LeaseTimeToLiveRequest, _wire_pb2.LeaseTimeToLiveResponse
-    ]
+    LeaseGrant: _grpc.UnaryUnaryMultiCallable[_wire_pb2.LeaseGrantRequest, _wire_pb2.LeaseGrantResponse]
+    LeaseRevoke: _grpc.UnaryUnaryMultiCallable[_wire_pb2.LeaseRevokeRequest, _wire_pb2.LeaseRevokeResponse]
+    LeaseKeepAlive: _grpc.StreamStreamMultiCallable[_wire_pb2.LeaseKeepAliveRequest, _wire_pb2.LeaseKeepAliveResponse]
+    LeaseTimeToLive: _grpc.UnaryUnaryMultiCallable[_wire_pb2.LeaseTimeToLiveRequest, _wire_pb2.LeaseTimeToLiveResponse]
 
 @_typing.type_check_only
 class LeaseAsyncStub(LeaseStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    LeaseGrant: _aio.UnaryUnaryMultiCallable[
-        _wire_pb2.LeaseGrantRequest, _wire_pb2.LeaseGrantResponse
-    ]  # type: ignore[assignment]
-    LeaseRevoke: _aio.UnaryUnaryMultiCallable[
-        _wire_pb2.LeaseRevokeRequest, _wire_pb2.LeaseRevokeResponse
-    ]  # type: ignore[assignment]
-    LeaseKeepAlive: _aio.StreamStreamMultiCallable[
-        _wire_pb2.LeaseKeepAliveRequest, _wire_pb2.LeaseKeepAliveResponse
-    ]  # type: ignore[assignment]
-    LeaseTimeToLive: _aio.UnaryUnaryMultiCallable[
-        _wire_pb2.LeaseTimeToLiveRequest, _wire_pb2.LeaseTimeToLiveResponse
-    ]  # type: ignore[assignment]
+    LeaseGrant: _aio.UnaryUnaryMultiCallable[_wire_pb2.LeaseGrantRequest, _wire_pb2.LeaseGrantResponse]  # type: ignore[assignment]
+    LeaseRevoke: _aio.UnaryUnaryMultiCallable[_wire_pb2.LeaseRevokeRequest, _wire_pb2.LeaseRevokeResponse]  # type: ignore[assignment]
+    LeaseKeepAlive: _aio.StreamStreamMultiCallable[_wire_pb2.LeaseKeepAliveRequest, _wire_pb2.LeaseKeepAliveResponse]  # type: ignore[assignment]
+    LeaseTimeToLive: _aio.UnaryUnaryMultiCallable[_wire_pb2.LeaseTimeToLiveRequest, _wire_pb2.LeaseTimeToLiveResponse]  # type: ignore[assignment]
 
 class LeaseServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -164,54 +137,42 @@ class LeaseServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _wire_pb2.LeaseGrantRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _wire_pb2.LeaseGrantResponse, _abc.Awaitable[_wire_pb2.LeaseGrantResponse]
-    ]: ...
+    ) -> _typing.Union[_wire_pb2.LeaseGrantResponse, _abc.Awaitable[_wire_pb2.LeaseGrantResponse]]: ...
+
     @_abc_1.abstractmethod
     def LeaseRevoke(
         self,
         request: _wire_pb2.LeaseRevokeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _wire_pb2.LeaseRevokeResponse, _abc.Awaitable[_wire_pb2.LeaseRevokeResponse]
-    ]: ...
+    ) -> _typing.Union[_wire_pb2.LeaseRevokeResponse, _abc.Awaitable[_wire_pb2.LeaseRevokeResponse]]: ...
+
     @_abc_1.abstractmethod
     def LeaseKeepAlive(
         self,
         request_iterator: _MaybeAsyncIterator[_wire_pb2.LeaseKeepAliveRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_wire_pb2.LeaseKeepAliveResponse],
-        _abc.AsyncIterator[_wire_pb2.LeaseKeepAliveResponse],
-    ]: ...
+    ) -> _typing.Union[_abc.Iterator[_wire_pb2.LeaseKeepAliveResponse], _abc.AsyncIterator[_wire_pb2.LeaseKeepAliveResponse]]: ...
+
     @_abc_1.abstractmethod
     def LeaseTimeToLive(
         self,
         request: _wire_pb2.LeaseTimeToLiveRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _wire_pb2.LeaseTimeToLiveResponse, _abc.Awaitable[_wire_pb2.LeaseTimeToLiveResponse]
-    ]: ...
+    ) -> _typing.Union[_wire_pb2.LeaseTimeToLiveResponse, _abc.Awaitable[_wire_pb2.LeaseTimeToLiveResponse]]: ...
 
-def add_LeaseServicer_to_server(
-    servicer: LeaseServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_LeaseServicer_to_server(servicer: LeaseServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ClusterStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClusterAsyncStub: ...
-    MemberList: _grpc.UnaryUnaryMultiCallable[
-        _wire_pb2.MemberListRequest, _wire_pb2.MemberListResponse
-    ]
+    MemberList: _grpc.UnaryUnaryMultiCallable[_wire_pb2.MemberListRequest, _wire_pb2.MemberListResponse]
 
 @_typing.type_check_only
 class ClusterAsyncStub(ClusterStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    MemberList: _aio.UnaryUnaryMultiCallable[
-        _wire_pb2.MemberListRequest, _wire_pb2.MemberListResponse
-    ]  # type: ignore[assignment]
+    MemberList: _aio.UnaryUnaryMultiCallable[_wire_pb2.MemberListRequest, _wire_pb2.MemberListResponse]  # type: ignore[assignment]
 
 class ClusterServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -219,13 +180,9 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _wire_pb2.MemberListRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _wire_pb2.MemberListResponse, _abc.Awaitable[_wire_pb2.MemberListResponse]
-    ]: ...
+    ) -> _typing.Union[_wire_pb2.MemberListResponse, _abc.Awaitable[_wire_pb2.MemberListResponse]]: ...
 
-def add_ClusterServicer_to_server(
-    servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ClusterServicer_to_server(servicer: ClusterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class MaintenanceStub:
     @_typing.overload
@@ -247,25 +204,19 @@ class MaintenanceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wire_pb2.StatusResponse, _abc.Awaitable[_wire_pb2.StatusResponse]]: ...
 
-def add_MaintenanceServicer_to_server(
-    servicer: MaintenanceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_MaintenanceServicer_to_server(servicer: MaintenanceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AuthStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthAsyncStub: ...
-    Authenticate: _grpc.UnaryUnaryMultiCallable[
-        _wire_pb2.AuthenticateRequest, _wire_pb2.AuthenticateResponse
-    ]
+    Authenticate: _grpc.UnaryUnaryMultiCallable[_wire_pb2.AuthenticateRequest, _wire_pb2.AuthenticateResponse]
 
 @_typing.type_check_only
 class AuthAsyncStub(AuthStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Authenticate: _aio.UnaryUnaryMultiCallable[
-        _wire_pb2.AuthenticateRequest, _wire_pb2.AuthenticateResponse
-    ]  # type: ignore[assignment]
+    Authenticate: _aio.UnaryUnaryMultiCallable[_wire_pb2.AuthenticateRequest, _wire_pb2.AuthenticateResponse]  # type: ignore[assignment]
 
 class AuthServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -273,10 +224,6 @@ class AuthServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _wire_pb2.AuthenticateRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _wire_pb2.AuthenticateResponse, _abc.Awaitable[_wire_pb2.AuthenticateResponse]
-    ]: ...
+    ) -> _typing.Union[_wire_pb2.AuthenticateResponse, _abc.Awaitable[_wire_pb2.AuthenticateResponse]]: ...
 
-def add_AuthServicer_to_server(
-    servicer: AuthServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_AuthServicer_to_server(servicer: AuthServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -133,13 +133,13 @@ def _is_async(function: AnyFunction) -> bool:
     )
 
 
-def _signed(function: AnyFunction) -> AnyFunction:
+def _signed(function: Any) -> AnyFunction:
     """What carries the annotations: for a partial its function, for an object its `__call__`."""
     if isinstance(function, functools.partial):
         return _signed(inspect.unwrap(function.func))
     if inspect.isroutine(function) or inspect.isclass(function):
         return function
-    return typing.cast(AnyFunction, function.__call__)
+    return function.__call__  # type: ignore[no-any-return]
 
 
 def _hints(function: AnyFunction) -> dict[str, Any]:

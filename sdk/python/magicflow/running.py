@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import io
 import threading
 import time
 import traceback
@@ -89,10 +88,7 @@ class Runner:
     def stacks(self) -> str:
         """Where the asynchronous functions stand."""
         tasks = asyncio.all_tasks(self._loop) if self._loop is not None else ()
-        text = io.StringIO()
-        for task in tasks:
-            task.print_stack(file=text)
-        return text.getvalue()
+        return "\n".join(f"task {task.get_name()}\n{_stack(task)}" for task in tasks)
 
     def wait(self, value: Any) -> Any:
         """The value, or what it comes to on the loop of the asynchronous functions."""
@@ -211,8 +207,8 @@ def failure_of(error: BaseException) -> Failure:
     """What a function raised, as the engine records it. Never raises, whatever it was given."""
     if isinstance(error, TaskError):
         failure = Failure(
-            code=_text(error.code, 128),
-            message=_text(error.message, MAX_MESSAGE),
+            code=clean_text(error.code, 128),
+            message=clean_text(error.message, MAX_MESSAGE),
             retryable=bool(error.retryable),
         )
         if error.details is not None:
@@ -223,9 +219,9 @@ def failure_of(error: BaseException) -> Failure:
     stack = "".join(traceback.format_exception(error)[-20:])[-MAX_STACK:]
     return Failure(
         code="FUNCTION_ERROR",
-        message=_text(f"{type(error).__name__}: {_said(error)}", MAX_MESSAGE),
+        message=clean_text(f"{type(error).__name__}: {_said(error)}", MAX_MESSAGE),
         retryable=isinstance(error, Exception),
-        details=_details({"stack": _text(stack, MAX_DETAILS // 2)}),
+        details=_details({"stack": clean_text(stack, MAX_DETAILS // 2)}),
     )
 
 
@@ -236,7 +232,7 @@ def _said(error: BaseException) -> str:
         return "it cannot be written as text"
 
 
-def _text(value: Any, limit: int) -> str:
+def clean_text(value: Any, limit: int) -> str:
     """At most so many bytes of UTF-8, without what UTF-8 cannot carry."""
     data = str(value).encode("utf-8", "backslashreplace")
     return data[:limit].decode("utf-8", "ignore")
@@ -246,7 +242,7 @@ def _details(value: Any) -> Payload:
     try:
         payload = to_payload(value)
     except (TypeError, ValueError, RecursionError) as error:
-        return to_payload({"lost": _text(f"the details cannot be sent: {error}", MAX_MESSAGE)})
+        return to_payload({"lost": clean_text(f"the details cannot be sent: {error}", MAX_MESSAGE)})
     if len(payload.data) > MAX_DETAILS:
         return to_payload({"lost": f"the details had {len(payload.data)} bytes"})
     return payload
@@ -273,6 +269,16 @@ def _allowed(task: Task) -> float | None:
 
 async def _settled(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
+
+
+def _stack(task: asyncio.Task[Any]) -> str:
+    """Down to what is awaited; a task's own stack has its outermost function only."""
+    frames = []
+    waiting: Any = task.get_coro()
+    while (frame := getattr(waiting, "cr_frame", None)) is not None:
+        frames.append((frame, frame.f_lineno))
+        waiting = waiting.cr_await
+    return "".join(traceback.StackSummary.extract(iter(frames)).format())
 
 
 def _live(loop: asyncio.AbstractEventLoop) -> None:

@@ -19,7 +19,7 @@ from magicflow.errors import Denied, Invalid, MagicflowError, Unauthenticated
 from magicflow.functions import AnyFunction, BoundFunction, bind, sdk_version
 from magicflow.host_facts import host_facts
 from magicflow.payloads import from_payload, to_json
-from magicflow.running import Runner
+from magicflow.running import Runner, clean_text
 from magicflow.session import Outgoing, Session
 from magicflow.v1.dispatch_service_pb2 import WorkResponse
 from magicflow.v1.payload_pb2 import Payload
@@ -95,9 +95,10 @@ class Worker:
     def function(self, name: str, *, description: str = "") -> Callable[[F], F]:
         """Offers the decorated function as `app/name`. It stays an ordinary function."""
 
+        if name.count("/") != 1:
+            raise Invalid(f"{name!r} is no function name; write app/name", reason="INVALID")
+
         def register(function: F) -> F:
-            if name.count("/") != 1:
-                raise Invalid(f"{name!r} is no function name; write app/name", reason="INVALID")
             if name in self._functions:
                 raise Invalid(f"{name} is offered twice", reason="INVALID")
             self._functions[name] = bind(name, function, description)
@@ -262,7 +263,8 @@ class Worker:
         assert self._runner is not None and self._outgoing is not None
         self._runner.max_payload = welcome.max_payload_bytes or self._runner.max_payload
         self.connected.set()
-        self._outgoing.news.set()
+        if not self._outgoing.empty():
+            self._outgoing.news.set()
         _log.info("connected as %s", welcome.worker_id)
 
     # Frames.
@@ -371,7 +373,7 @@ class Worker:
     def _receipt(self, command: Command, done: bool, message: str) -> None:
         if self._outgoing is not None:
             self._outgoing.receipts.append(
-                CommandReceipt(id=command.id, done=done, message=message[:65_536])
+                CommandReceipt(id=command.id, done=done, message=clean_text(message, 65_536))
             )
             self._outgoing.news.set()
 

@@ -75,10 +75,13 @@ def task(
 class Stream:
     """One worker's stream, from the server's side."""
 
-    def __init__(self, hello: WorkerHello, metadata: dict[str, str], acknowledge: bool) -> None:
+    def __init__(
+        self, hello: WorkerHello, metadata: dict[str, str], acknowledge: bool, echo: bool
+    ) -> None:
         self.hello = hello
         self.metadata = metadata
         self.acknowledge = acknowledge
+        self.echo = echo
         self.frames: list[pb.WorkRequest] = []
         self.ended = asyncio.Event()
         self._news = asyncio.Condition()
@@ -121,10 +124,10 @@ class Stream:
         await self.until(lambda stream: any(frame.receipts for frame in stream.frames))
         return next(frame.receipts[0] for frame in self.frames if frame.receipts)
 
-    async def heard(self, frame: pb.WorkRequest, echo: bool) -> None:
+    async def heard(self, frame: pb.WorkRequest) -> None:
         if frame.results and self.acknowledge:
             self.send(receipts=accepted(frame.results))
-        if echo and frame.HasField("heartbeat"):
+        if self.echo and frame.HasField("heartbeat"):
             self.send(heartbeat=frame.heartbeat.number)
         async with self._news:
             self.frames.append(frame)
@@ -177,13 +180,13 @@ class FakeServer(DispatchServiceServicer):
     ) -> AsyncIterator[pb.WorkResponse]:
         first = await anext(aiter(request_iterator))
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        stream = Stream(first.hello, metadata, self.acknowledge)
+        stream = Stream(first.hello, metadata, self.acknowledge, self.echo)
+        if not self.silent:
+            stream.send(welcome=self.welcome)
         self.streams.append(stream)
         self._opened.put_nowait(stream)
         if self.refusal is not None:
             await context.abort(*self.refusal)
-        if not self.silent:
-            yield pb.WorkResponse(welcome=self.welcome)
         reader = asyncio.create_task(self._read(stream, request_iterator))
         try:
             async for frame in stream.outgoing():
@@ -195,7 +198,7 @@ class FakeServer(DispatchServiceServicer):
     async def _read(self, stream: Stream, requests: AsyncIterator[pb.WorkRequest]) -> None:
         with contextlib.suppress(grpc.aio.UsageError, asyncio.CancelledError):
             async for frame in requests:
-                await stream.heard(frame, self.echo)
+                await stream.heard(frame)
         stream.end()  # the worker has closed its side
 
 

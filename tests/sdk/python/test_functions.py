@@ -454,7 +454,7 @@ def test_star_args_are_refused_by_name() -> None:
 def test_an_annotation_that_cannot_be_checked_is_refused_with_a_way_out() -> None:
     def f(a: Callable[[], int]) -> None: ...
 
-    with pytest.raises(NotAFunction, match="cannot be checked: type .*Callable.*; use plain types"):
+    with pytest.raises(NotAFunction, match=r"type .*Callable.*; use plain types"):
         bind("app/f", f)
 
 

@@ -151,7 +151,7 @@ def test_a_key_that_is_a_number_becomes_text() -> None:
 
 
 def test_a_key_that_json_has_not_is_refused_by_its_type() -> None:
-    with pytest.raises(TypeError, match="keys must be str.*not Colour"):
+    with pytest.raises(TypeError, match=r"keys must be str.*not Colour"):
         to_json({Colour.RED: 1})
 
 

@@ -161,7 +161,7 @@ def test_a_refused_node_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("retry", [3, {"attempts": 3}])
 def test_a_retry_of_another_type_is_refused(retry: Any) -> None:
-    with pytest.raises(Invalid, match="the retry of node a is a magicflow.Retry"):
+    with pytest.raises(Invalid, match="the retry of node a is a magicflow"):
         Playbook("p", "shop").task("a", "shop/a", retry=retry)
 
 
