@@ -27,7 +27,8 @@ from engine.snapshots.etcd.driver import Login
 from engine.snapshots.library import Library
 from engine.snapshots.membership import Member, encode
 from engine.snapshots.mirror import Mirror
-from engine.snapshots.port import Lease, Put, Require, Snapshots
+from engine.snapshots.port import Put, Require, Snapshots
+from engine.snapshots.presence import Presence
 from engine.store.sql import Database
 from services.dispatcher.app import Dispatcher
 from services.registry.app import Registry
@@ -77,7 +78,6 @@ class Host:
         self._settings = settings
         self._names = [name for name in SERVICES if name in names]
         self._stack = contextlib.AsyncExitStack()
-        self._lease: Lease | None = None
         self._token: tuple[float, tuple[tuple[str, str], ...]] = (0.0, ())
         self._tokens: Tokens | None = None
         self._server: Server | None = None
@@ -190,12 +190,13 @@ class Host:
 
     async def _announce(self, snapshots: Snapshots) -> None:
         """Makes the services known to the others, for as long as this process lives."""
-        self._lease = await snapshots.grant(10)
-        self._stack.push_async_callback(self._lease.revoke)
+        presence = Presence(snapshots)
+        await presence.open()
+        self._stack.push_async_callback(presence.close)
         for name in self._names:
             member = self._member(name)
-            key = f"{keys.INSTANCES}{name}/{member.name}"
-            await snapshots.put(key, encode(member), self._lease.id)
+            presence.show(f"{keys.INSTANCES}{name}/{member.name}", encode(member))
+        await presence.settled()
 
     async def _open_tokens(self, snapshots: Snapshots) -> Tokens:
         settings = self._settings

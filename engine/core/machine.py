@@ -408,7 +408,9 @@ class _Turn:
             if not payload.is_json:
                 code = self.graph.nodes[index].code
                 raise NotJson(f"the output of {code} is {payload.content_type}, not JSON")
-            parts.append(b'"%s":%s' % (self.graph.nodes[index].code.encode(), payload.data or b"null"))
+            parts.append(
+                b'"%s":%s' % (self.graph.nodes[index].code.encode(), payload.data or b"null")
+            )
         return Payload(b"{" + b",".join(parts) + b"}")
 
     def value_of(self, index: int) -> Any:

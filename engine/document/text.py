@@ -188,7 +188,9 @@ class _Reader:
 
     def _refuse_surrogates(self, node: yaml.Node, path: Path, text: str) -> None:
         if _SURROGATE.search(text):
-            raise self._refused(node, path, r"half of a surrogate pair (\ud800 to \udfff) is no text")
+            raise self._refused(
+                node, path, r"half of a surrogate pair (\ud800 to \udfff) is no text"
+            )
 
     def _refused(self, node: yaml.Node, path: Path, message: str) -> _Refused:
         mark = node.start_mark

@@ -101,6 +101,7 @@ class Ownership:
                 await self._settle()
             except (MagicflowError, LeaseLost) as error:
                 _log.warning("ownership is uncertain", why=str(error))
+                await asyncio.sleep(RETRY)
             await self._news()
 
     async def _news(self) -> None:

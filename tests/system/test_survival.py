@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc.aio
 import pytest
 
 import magicflow
+from magicflow.v1.partition_service_pb2 import OwedRequest
+from magicflow.v1.partition_service_pb2_grpc import PartitionServiceStub
 from tests.system.stack import Stack, until_offered, until_owned
 
 pytestmark = [pytest.mark.timeout(180)]
@@ -195,3 +198,48 @@ async def test_all_traces_end_right_when_the_trace_service_is_killed_and_started
             await asyncio.to_thread(stack.programs["trace"].start)
 
         await run_through(stack, client, journal, harm)
+
+
+async def test_traces_go_on_when_etcd_is_killed_and_started_again(stack: Stack) -> None:
+    stack.serve_all()
+    journal = Journal()
+    async with stack.client() as client, worker_at(stack.programs["dispatcher"].address, journal):
+        await prepare(stack, client)
+
+        async def harm() -> None:
+            stack.etcd.kill()
+            await asyncio.to_thread(stack.etcd.start)
+
+        await run_through(stack, client, journal, harm)
+
+
+async def test_everything_comes_back_after_etcd_was_away_for_longer_than_every_lease(
+    stack: Stack,
+) -> None:
+    stack.serve_all()
+    journal = Journal()
+    async with stack.client() as client, worker_at(stack.programs["dispatcher"].address, journal):
+        await prepare(stack, client)
+        stack.etcd.kill()
+        # The owners stop by themselves when they cannot renew; nobody owns anything then.
+        async with asyncio.timeout(30):
+            while (await _owners(stack)) != set():
+                await asyncio.sleep(0.2)
+        await asyncio.to_thread(stack.etcd.start)
+        await until_owned(client)
+        await until_offered(client, "shop/inc", "shop/add")
+        assert await client.run("shop/sum", {"n": 2}, timeout=30) == expected(2)
+
+
+async def _owners(stack: Stack) -> set[str]:
+    """Partitions that answer for their owner, asked at the dispatcher itself."""
+    async with grpc.aio.insecure_channel(stack.programs["dispatcher"].address) as channel:
+        stub = PartitionServiceStub(channel)
+        answering = set()
+        for partition in range(4):
+            try:
+                await stub.Owed(OwedRequest(partition=partition), timeout=5)
+                answering.add(str(partition))
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+        return answering

@@ -236,14 +236,16 @@ def test_a_trace_waits_for_the_branches_that_a_join_of_any_ignored() -> None:
 
 
 def test_a_join_of_any_is_skipped_when_every_edge_is_dead() -> None:
-    trace = Trace("""
+    trace = Trace(
+        """
 nodes: {a: {task: f}, b: {task: f}, j: {nop: {}, join: any}}
 edges:
   - {from: a, to: j, when: "false"}
   - {from: b, to: j, when: "1 == 2"}
   - {from: a, to: b, otherwise: true}
   - {from: b, to: end, otherwise: true}
-""".replace("j: {nop: {}, join: any}", "j: {nop: {}, join: any}, end: {nop: {}}"))
+""".replace("j: {nop: {}, join: any}", "j: {nop: {}, join: any}, end: {nop: {}}")
+    )
     trace.returns("a")
     assert trace.status("j") is NodeStatus.PENDING
     trace.returns("b")
@@ -520,11 +522,14 @@ PICTURE = Payload(b"\x89PNG\x00\xff", "image/png", {"name": "cat"})
 
 
 def test_a_payload_that_is_not_json_passes_whole() -> None:
-    trace = Trace("""
+    trace = Trace(
+        """
 nodes: {a: {task: f}, b: {task: f}, c: {task: f, input: $.a}}
 edges: [{from: a, to: b}, {from: b, to: c}]
 output: $.c
-""", PICTURE)
+""",
+        PICTURE,
+    )
     assert trace.node("a").input == PICTURE
     trace.returns("a", PICTURE)
     assert trace.node("b").input == PICTURE
@@ -533,9 +538,7 @@ output: $.c
 
 
 def test_looking_into_a_payload_that_is_not_json_fails_clearly() -> None:
-    trace = Trace(
-        "nodes: {a: {task: f}, b: {task: f, input: $.a.x}}\nedges: [{from: a, to: b}]"
-    )
+    trace = Trace("nodes: {a: {task: f}, b: {task: f, input: $.a.x}}\nedges: [{from: a, to: b}]")
     trace.returns("a", PICTURE)
     assert trace.failure.code == "INPUT_MAPPING"
     assert "image/png, not JSON" in trace.failure.message

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.core import machine
@@ -32,9 +32,7 @@ from engine.core.status import NodeStatus
 from tests.engine.core.playing import START, TRACE, compiled, started
 
 NodeEnd = NodeSucceeded | NodeFailed | NodeSkipped
-tries = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+tries = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 # Random playbooks.
@@ -121,7 +119,11 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 OUTPUTS = [of_value(v) for v in (1, 2, None, {"x": 3}, "text")] + [Payload(b"\x00", "image/png")]
 ENVS = (b"", b"", b'{"k": 1}', b"[]")
-FAILURES = (Failure("BOOM"), Failure("BAD", retryable=True), Failure("BAD", "", True, retry_after=7))
+FAILURES = (
+    Failure("BOOM"),
+    Failure("BAD", retryable=True),
+    Failure("BAD", "", True, retry_after=7),
+)
 
 
 class Player:
@@ -324,10 +326,9 @@ def test_a_log_that_was_cut_anywhere_is_carried_on_to_an_end(graph: Graph, data:
     cut = data.draw(st.integers(1, len(player.log)))
     player.log = player.log[:cut]
     player.state = replayed(graph, player.log)
+    player.attempts, player.timers = [], []
     player._take(machine.resume(graph, player.state, player.now))
     assert machine.resume(graph, player.state, player.now) == []
-    player.attempts = [Dispatch(0, 1)]
-    player.timers = []
     player._straight_on()
     events = [event for _, event in player.log]
     assert_settled_once(graph, player.state, events)
@@ -366,7 +367,14 @@ def test_negative_control_a_broken_rule_is_found(
     else:
         monkeypatch.setattr(machine._Turn, "_follow", lambda turn, node: None)
 
-    run = settings(max_examples=300, deadline=None, database=None, derandomize=True)(
+    run = settings(
+        max_examples=300,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )(
         given(graphs(), st.data())(
             test_every_node_settles_once_in_order_and_the_trace_ends.hypothesis.inner_test  # type: ignore[attr-defined]
         )

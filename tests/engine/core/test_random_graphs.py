@@ -58,7 +58,9 @@ def playbooks(draw: st.DrawFn) -> Playbook:
             edge = Edge(f"n{source}", f"n{target}", kind_of)
             if kind_of is EdgeKind.CHOICE:
                 limit = draw(st.integers(0, 3))
-                edge = Edge(f"n{source}", f"n{target}", kind_of, f"$$ != {limit} && {target} > 0", target)
+                edge = Edge(
+                    f"n{source}", f"n{target}", kind_of, f"$$ != {limit} && {target} > 0", target
+                )
                 has_choice = True
             elif kind_of is EdgeKind.OTHERWISE and (
                 not has_choice
