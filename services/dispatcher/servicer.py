@@ -30,7 +30,7 @@ from magicflow.v1.worker_pb2 import Worker, WorkerHello, WorkerWelcome
 from services.dispatcher.gateway import Gateway, result_of
 from services.dispatcher.ownership import Ownership
 from services.dispatcher.processor import Processor
-from services.dispatcher.sessions import HEARTBEAT, Session
+from services.dispatcher.sessions import FRAME_TASKS, HEARTBEAT, Session
 
 MAX_POLL = 60.0  # seconds
 
@@ -104,7 +104,7 @@ class DispatchServicer(DispatchServiceServicer):
         session = self._session(request.session)
         self._gateway.heard(session)
         wait = min(request.wait.ToMilliseconds() / 1_000, MAX_POLL)
-        frame = await session.next_frame(wait)
+        frame = await session.next_frame(wait, request.max_tasks or FRAME_TASKS)
         if frame is None:
             return pb.PollResponse()
         if frame.tasks:
@@ -120,22 +120,12 @@ class DispatchServicer(DispatchServiceServicer):
         self._gateway.heard(session)
         if request.returned:
             self._gateway.returned(session, request.returned)
-        waiting = {_id_key(result.id): place for place, result in enumerate(request.results)}
-        receipts: list[ResultReceipt | None] = [None] * len(request.results)
-        answered = asyncio.Event()
-
-        def take(receipt: ResultReceipt) -> None:
-            place = waiting.pop(_id_key(receipt.id), None)
-            if place is not None:
-                receipts[place] = receipt
-            if not waiting:
-                answered.set()
-
-        session.on_receipt = take
+        loop = asyncio.get_running_loop()
+        receipts = [loop.create_future() for _ in request.results]
+        for result, receipt in zip(request.results, receipts, strict=True):
+            session.awaited[_id_key(result.id)] = receipt
         self._gateway.results(session, request.results)
-        if request.results:
-            await answered.wait()
-        return pb.CompleteResponse(receipts=[r for r in receipts if r is not None])
+        return pb.CompleteResponse(receipts=await asyncio.gather(*receipts))
 
     async def Heartbeat(
         self,

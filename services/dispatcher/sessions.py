@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from magicflow.v1.dispatch_service_pb2 import WorkResponse
@@ -40,7 +39,7 @@ class Session:
     _commands: list[Command] = field(default_factory=list)
     _echo: int = 0
     _news: asyncio.Event = field(default_factory=asyncio.Event)
-    on_receipt: Callable[[ResultReceipt], None] | None = None  # a polled session's Complete
+    awaited: dict[TaskKey, asyncio.Future[ResultReceipt]] = field(default_factory=dict)
     closed: bool = False
 
     @property
@@ -61,8 +60,11 @@ class Session:
         self._news.set()
 
     def receipt(self, receipt: ResultReceipt) -> None:
-        if self.on_receipt is not None:
-            self.on_receipt(receipt)
+        key = (receipt.id.trace_id, receipt.id.node, receipt.id.attempt)
+        waiting = self.awaited.pop(key, None)
+        if waiting is not None:  # the Complete call of a polled session
+            if not waiting.done():
+                waiting.set_result(receipt)
             return
         self._receipts.append(receipt)
         self._news.set()
@@ -83,9 +85,11 @@ class Session:
         self.closed = True
         self._news.set()
 
-    async def next_frame(self, timeout: float | None = None) -> WorkResponse | None:
-        """Everything that has gathered, as soon as there is something; None once closed, or
-        when the time (seconds) is up."""
+    async def next_frame(
+        self, timeout: float | None = None, most: int = FRAME_TASKS
+    ) -> WorkResponse | None:
+        """Everything that has gathered, but at most so many tasks, as soon as there is something;
+        None once closed, or when the time (seconds) is up."""
         if timeout is None:
             await self._news.wait()
         else:
@@ -95,7 +99,7 @@ class Session:
                 return None
         if self.closed:
             return None
-        tasks = self._cut_tasks()
+        tasks = self._cut_tasks(min(most, FRAME_TASKS))
         receipts, self._receipts = self._receipts[:1_000], self._receipts[1_000:]
         commands, self._commands = self._commands, []
         echo, self._echo = self._echo, 0
@@ -103,9 +107,9 @@ class Session:
             self._news.clear()
         return WorkResponse(tasks=tasks, receipts=receipts, commands=commands, heartbeat=echo)
 
-    def _cut_tasks(self) -> list[Task]:
+    def _cut_tasks(self, most: int) -> list[Task]:
         size, count = 0, 0
-        for task in self._tasks[:FRAME_TASKS]:
+        for task in self._tasks[:most]:
             size += len(task.input.data) + 256
             if count and size > FRAME_BYTES:
                 break

@@ -142,18 +142,23 @@ class Client:
         timeout: float | None = None,
         repeat: bool = True,
     ) -> Answer:
-        pause = 0.1
+        """All attempts together have `timeout` seconds."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + (timeout or self._timeout)
+        backoff = 0.1
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await method(
-                    request, timeout=timeout or self._timeout, metadata=self._target.metadata
+                    request, timeout=deadline - now(), metadata=self._target.metadata
                 )
             except grpc.aio.AioRpcError as error:
                 failed = from_rpc(error, self._target.address)
-                if not (repeat and isinstance(failed, Unavailable)) or attempt == ATTEMPTS:
+                pause = (failed.retry_after or backoff) * random.uniform(0.5, 1.0)
+                again = repeat and isinstance(failed, Unavailable) and attempt < ATTEMPTS
+                if not again or now() + pause >= deadline:
                     raise failed from error
-            await asyncio.sleep((failed.retry_after or pause) * random.uniform(0.5, 1.0))
-            pause *= 2
+            await asyncio.sleep(pause)
+            backoff *= 2
         raise AssertionError("unreachable")
 
     # Traces.
@@ -269,7 +274,9 @@ class Client:
                 broken += 1
                 if not isinstance(failed, Unavailable) or broken == ATTEMPTS:
                     raise failed from error
-                await asyncio.sleep(0.2 * broken)
+            finally:
+                call.cancel()  # whoever watched may have seen enough
+            await asyncio.sleep(0.2 * broken)
 
     async def events(self, trace_id: str) -> list[Event]:
         """Every event of a trace, in order, as far as it is in the store."""
@@ -294,7 +301,7 @@ class Client:
         limit: int = 50,
     ) -> list[trace_pb2.Trace]:
         """Traces of a playbook or a snapshot, newest first, without their nodes."""
-        number = trace_pb2.TraceStatus.Value(f"TRACE_STATUS_{status.upper()}") if status else 0
+        number = _status_number(status) if status else 0
         found: list[trace_pb2.Trace] = []
         token = ""
         while len(found) < limit:
@@ -465,6 +472,13 @@ def _input(value: Any) -> Any:
         return to_payload(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"the input cannot be sent: {error}", reason="INPUT_INVALID") from error
+
+
+def _status_number(name: str) -> int:
+    try:
+        return trace_pb2.TraceStatus.Value(f"TRACE_STATUS_{name.upper()}")
+    except ValueError as error:
+        raise Invalid(f"{name!r} is no status of a trace", reason="INVALID") from error
 
 
 def _document(playbook: str | Playbook) -> str:

@@ -52,6 +52,7 @@ class Runner:
         self._beat = beat
         self._threads = Threads(slots)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_lock = threading.Lock()
         self._loop_thread: threading.Thread | None = None
         self._arriving: deque[tuple[BoundFunction, Task, Context]] = deque()
         self._async_tasks: set[asyncio.Task[None]] = set()
@@ -101,13 +102,14 @@ class Runner:
         threading.Thread(target=work, daemon=True).start()
 
     def _async_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._loop_thread = threading.Thread(
-                target=_live, args=(self._loop,), name="magicflow-async", daemon=True
-            )
-            self._loop_thread.start()
-        return self._loop
+        with self._loop_lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._loop_thread = threading.Thread(
+                    target=_live, args=(self._loop,), name="magicflow-async", daemon=True
+                )
+                self._loop_thread.start()
+            return self._loop
 
     def _start_arriving(self) -> None:
         assert self._loop is not None
@@ -152,7 +154,7 @@ class Runner:
             async with limit:
                 for name in task.before:
                     await _settled(self._command(name, context))
-                value = await _settled(function.call(**function.arguments(_input(task), context)))
+                value = await function.call(**function.arguments(_input(task), context))
                 for name in task.after:
                     await _settled(self._command(name, context))
         except TimeoutError as error:

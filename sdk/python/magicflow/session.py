@@ -147,11 +147,10 @@ class Session:
     async def _frames(self) -> AsyncIterator[WorkRequest]:
         yield WorkRequest(hello=self._hello)
         out = self._outgoing
-        while True:
+        while not (self._closing.is_set() and out.empty()):
             await out.news.wait()
-            if self._closing.is_set() and out.empty():
-                return
-            yield out.cut()
+            if not (self._closing.is_set() and out.empty()):
+                yield out.cut()
 
     async def _beat(self, call: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse]) -> None:
         """Signs of life on the stream itself; ends the call when the server gives none."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from magicflow.client import Client, TraceHandle
+from magicflow.errors import Invalid, Unavailable
 from magicflow.v1 import trace_pb2
 from magicflow.v1 import trigger_service_pb2 as trigger
 
@@ -37,6 +38,11 @@ class SyncTraceHandle:
 
     def abort(self, why: str = "") -> None:
         self._client.wait(self._handle.abort(why))
+
+    def signal(
+        self, node: str, payload: Any = None, *, approve: bool = True, why: str = ""
+    ) -> None:
+        self._client.wait(self._handle.signal(node, payload, approve=approve, why=why))
 
     def watch(self) -> Iterator[trace_pb2.Trace]:
         traces = aiter(self._handle.watch())
@@ -71,6 +77,8 @@ class SyncClient:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
         self.wait(self._client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5.0)
@@ -83,8 +91,14 @@ class SyncClient:
     def handle(self, trace_id: str) -> SyncTraceHandle:
         return SyncTraceHandle(self, self._client.handle(trace_id))
 
+    def trigger_batch(
+        self, items: Iterable[tuple[str, Any]]
+    ) -> list[SyncTraceHandle | Invalid | Unavailable]:
+        verdicts = self.wait(self._client.trigger_batch(items))
+        return [SyncTraceHandle(self, v) if isinstance(v, TraceHandle) else v for v in verdicts]
+
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        method = getattr(self._client, name, None)
         if not asyncio.iscoroutinefunction(method):
             raise AttributeError(f"SyncClient has no {name}")
 

@@ -143,7 +143,7 @@ class PollRequest(_message.Message):
     session: _builtins.str
     """The session, from the welcome."""
     max_tasks: _builtins.int
-    """The most tasks wanted, from 1."""
+    """The most tasks wanted. Zero means as many as there are free slots."""
     @_builtins.property
     def hello(self) -> _worker_pb2.WorkerHello:
         """Opens a session; unset takes tasks of `session`."""

@@ -324,7 +324,9 @@ class Command(_message.Message):
     """Send the stacks of all threads and tasks."""
     @_builtins.property
     def cancel(self) -> _task_pb2.TaskId:
-        """Stop working on a task; its result will not count."""
+        """Stop working on a task; its result will not count. The task's slot is free again once the
+        worker returns the task or sends a result; no receipt is sent.
+        """
 
     @_builtins.property
     def custom(self) -> Global___CustomCommand:
