@@ -73,14 +73,15 @@ GraphOf = Callable[[int], Graph]
 
 
 def fold(state: PartitionState, sequence: int, frame: Frame, graph_of: GraphOf) -> set[bytes]:
-    """Applies a frame; returns the traces that it touched. A frame of an epoch lower than one
-    seen before is a deposed owner's and cannot stand in a fenced log.
+    """Applies a frame; returns the traces that it touched.
 
-    Errors: `ValueError` for such a frame or a hole in the sequence.
+    A frame of an epoch lower than one seen before is passed over: of several that a deposed owner
+    had in flight, the first was refused, and a later one can have met the sequence that it
+    expected because the new owner's opening stood there. Its owner took it for refused too.
     """
-    if frame.epoch < state.epoch:
-        raise ValueError(f"frame {sequence} has epoch {frame.epoch} after {state.epoch}")
     state.sequence = sequence
+    if frame.epoch < state.epoch:
+        return set()
     state.epoch = frame.epoch
     state.handover = frame.handover
     raise_floor(state, frame.trigger_floor)

@@ -67,17 +67,24 @@ class Journals:
         """Writes frames (sequence, frame), in order per partition, that follow right after the
         positions in `expected`.
 
-        Errors: `Conflict` when another projector was faster or a frame is of a deposed epoch;
-        then nothing is written. `Unavailable`.
+        Frames of an epoch lower than one before them are passed over, as `journal.fold` does.
+
+        Errors: `Conflict` when another projector was faster; then nothing is written.
+        `Unavailable`.
         """
-        rows = _Rows()
-        reached: dict[int, tuple[int, int]] = {}
-        for sequence, frame in frames:
-            reached[frame.partition] = (sequence, frame.epoch)
-            for entry in frame.entries:
-                rows.take(entry, frame, sequence)
         async with self._database.write() as connection:
-            for partition, (sequence, epoch) in reached.items():
+            epochs = await _epochs(connection, {frame.partition for _, frame in frames})
+            rows = _Rows()
+            reached: dict[int, int] = {}
+            for sequence, frame in frames:
+                reached[frame.partition] = sequence
+                if frame.epoch < epochs.get(frame.partition, 0):
+                    continue
+                epochs[frame.partition] = frame.epoch
+                for entry in frame.entries:
+                    rows.take(entry, frame, sequence)
+            for partition, sequence in reached.items():
+                epoch = epochs.get(partition, 0)
                 await _advance(connection, partition, expected.get(partition, 0), sequence, epoch)
             await rows.write(connection)
 
@@ -142,6 +149,12 @@ def _execution(row: Any) -> Execution:
         row.triggered_by,
         row.failure_code,
     )
+
+
+async def _epochs(connection: AsyncConnection, partitions: set[int]) -> dict[int, int]:
+    table = tables.projection
+    query = sa.select(table.c.partition, table.c.epoch).where(table.c.partition.in_(partitions))
+    return {row.partition: row.epoch for row in await connection.execute(query)}
 
 
 async def _advance(

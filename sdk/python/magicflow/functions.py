@@ -79,6 +79,8 @@ class BoundFunction:
         return {}
 
     def _convert(self, value: Any) -> Any:
+        if self.input_type is Any:
+            return value
         validate = getattr(self.input_type, "model_validate", None)
         try:
             if validate is not None:

@@ -25,23 +25,21 @@ class Threads:
         self._changed = threading.Condition()
         self._idle = 0
         self._count = 0
+        self._waking = False
         self._closed = False
 
     def submit(self, work: Callable[..., None], *arguments: Any) -> None:
         with self._changed:
             self._work.append((work, arguments))
-            if self._idle >= len(self._work):
-                self._changed.notify()
-            else:
-                self._grow()
+            self._spread()
 
     def resize(self, size: int) -> None:
         """Threads beyond a smaller size end after what they run now."""
         with self._changed:
             self.size = size
-            for _ in range(len(self._work)):
-                self._grow()
             self._changed.notify_all()
+            if self._work:
+                self._spread()
 
     def close(self) -> None:
         """Forgets what has not begun; what runs goes on by itself."""
@@ -50,8 +48,14 @@ class Threads:
             self._work.clear()
             self._changed.notify_all()
 
-    def _grow(self) -> None:
-        if self._count < self.size:
+    def _spread(self) -> None:
+        """Sees to one more thread for what waits; that one sees to the next. Waking as many as
+        there is work would have them fight for the interpreter over short functions."""
+        if self._idle:
+            if not self._waking:
+                self._waking = True
+                self._changed.notify()
+        elif self._count < self.size:
             self._count += 1
             threading.Thread(target=self._live, name="magicflow-task", daemon=True).start()
 
@@ -69,7 +73,11 @@ class Threads:
                 self._idle += 1
                 self._changed.wait()
                 self._idle -= 1
+                self._waking = False
             if self._closed or self._count > self.size:
                 self._count -= 1
                 return None
-            return self._work.popleft()
+            item = self._work.popleft()
+            if self._work:
+                self._spread()
+            return item
