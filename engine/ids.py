@@ -27,6 +27,11 @@ def make(now: int, bucket: int, shard: int, chance: int) -> bytes:
     return value.to_bytes(16, "big")
 
 
+def born_at(trace_id: bytes) -> int:
+    """When it was minted, in milliseconds since 1970."""
+    return int.from_bytes(trace_id[:6], "big")
+
+
 def bucket_of(trace_id: bytes) -> int:
     return int.from_bytes(trace_id[6:8], "big") & (BUCKETS - 1)
 

@@ -493,8 +493,18 @@ class JetStreamBus:
         return await self._publisher.publish(subjects.task_subject(app, function, priority), frame)
 
     async def take_triggers(self, partition: int, handle: Handle) -> _Intake:
+        name = f"partition-{partition}"
+        # A new consumer: what the owner before took and did not acknowledge comes at once, not
+        # when its time runs out. There is one owner, so nobody else is disturbed.
+        with contextlib.suppress(NotFoundError):
+            try:
+                await self._js.delete_consumer(subjects.TRIGGER_STREAM, name)
+            except NotFoundError:
+                raise
+            except Exception as error:
+                raise _unavailable(error) from error
         return await self._take(
-            subjects.TRIGGER_STREAM, f"partition-{partition}", f"flow.trigger.{partition}.*", handle
+            subjects.TRIGGER_STREAM, name, f"flow.trigger.{partition}.*", handle
         )
 
     async def take_tasks(self, app: str, function: str, handle: Handle) -> _Intake:

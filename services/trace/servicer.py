@@ -17,7 +17,7 @@ from engine.core.events import TraceStarted
 from engine.core.graph import Graph
 from engine.core.state import TraceState, apply, begin
 from engine.errors import Invalid, NotFound, Unavailable, Unimplemented
-from engine.ids import parse_trace_id
+from engine.ids import born_at, parse_trace_id
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.interceptors import caller
 from engine.rpc.status import from_call
@@ -36,7 +36,7 @@ ENDED = (
     trace_pb2.TRACE_STATUS_ABORTED,
     trace_pb2.TRACE_STATUS_TIMED_OUT,
 )
-FRESH = 10.0  # seconds in which an unknown trace may still be on its way to its owner
+FRESH = 5.0  # seconds in which an unknown trace may still be on its way to its owner
 LOOK_AGAIN = 0.05  # seconds
 SAFETY = 5.0  # seconds after which a watcher looks although nothing was announced
 
@@ -143,7 +143,7 @@ class TraceServicer(TraceServiceServicer):
     async def _get(self, trace_id: bytes) -> trace_pb2.Trace:
         """The trace as it is now. One that was triggered a moment ago may still be on its way
         to its owner, so an unknown young one is looked for a little longer."""
-        born = int.from_bytes(trace_id[:6], "big") / 1_000
+        born = born_at(trace_id) / 1_000
         patience = time.monotonic() + max(0.0, min(FRESH, born + FRESH - time.time()))
         while True:
             trace = await self._live(trace_id) or await self._stored(trace_id)

@@ -18,7 +18,7 @@ from engine.errors import (
     Unimplemented,
     WrongState,
 )
-from engine.ids import parse_trace_id
+from engine.ids import born_at, parse_trace_id
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.interceptors import caller
 from engine.rpc.status import from_call
@@ -33,6 +33,7 @@ from services.trigger.waiting import Waiting
 
 MAX_BATCH = 10_000
 MAX_WAIT = 86_400.0  # seconds
+YOUNG = 600_000  # milliseconds in which an accepted trigger may not have begun yet
 
 
 class TriggerServicer(TriggerServiceServicer):
@@ -118,10 +119,23 @@ class TriggerServicer(TriggerServiceServicer):
         remaining = context.time_remaining()
         patience = max(0.0, remaining - 0.1) if remaining else MAX_WAIT
         with self._waiting.listen(trace_id) as future:
-            trace = await self._lookup.trace(trace_id)
-            caller().require("trigger", trace.app)
+            known = await self._known(trace_id)
             outcome = await self._waiting.outcome(trace_id, future, patience, look_first=True)
+            if not known:
+                await self._known(trace_id)
         return pb.AwaitResponse(trace_id=request.trace_id, outcome=outcome)
+
+    async def _known(self, trace_id: bytes) -> bool:
+        """Whether anybody knows the trace, and then whether the caller may. An accepted trigger
+        may wait for its owner for a while: a young id that nobody knows is not refused yet."""
+        try:
+            trace = await self._lookup.trace(trace_id)
+        except NotFound:
+            if self._clock.now() - born_at(trace_id) > YOUNG:
+                raise
+            return False
+        caller().require("trigger", trace.app)
+        return True
 
     async def Abort(
         self,
