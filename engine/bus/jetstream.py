@@ -204,7 +204,8 @@ class JetStreamLog:
             state = (await self._js.stream_info(self._stream)).state
         except Exception as error:
             raise _unavailable(error) from error
-        if state.first_seq > through or not state.messages:
+        through = min(through, state.last_seq)
+        if max(after + 1, state.first_seq) > through or not state.messages:
             return
         async for sequence, frame in self.follow(after):
             yield sequence, frame
@@ -339,7 +340,7 @@ class _Intake:
                 await asyncio.sleep(0.2)
         else:
             self._requested -= 1
-            self._wanted -= 1
+            self._wanted = max(0, self._wanted - 1)
             assert self._handle is not None
             await self._handle(_Delivery(message))
         await self._request()

@@ -7,7 +7,6 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 from engine.bus import subjects
 from engine.bus.port import Fenced, Handle, Hear
@@ -149,7 +148,7 @@ class MemoryIntake:
         space.intakes.append(self)
 
     def matches(self, subject: str) -> bool:
-        return fnmatchcase(subject, self._pattern)
+        return _matches(subject, self._pattern)
 
     async def ask(self, frames: int) -> None:
         self.wanted = frames
@@ -223,7 +222,7 @@ class MemoryBus:
 
     async def tell(self, subject: str, data: bytes) -> None:
         for listener in list(self.space.listeners):
-            if fnmatchcase(subject, listener.pattern):
+            if _matches(subject, listener.pattern):
                 await listener.hear(subject, data)
 
     async def listen(self, subject: str, hear: Hear) -> MemoryListening:
@@ -240,3 +239,11 @@ class MemoryBus:
 
     async def close(self) -> None:
         return None
+
+
+def _matches(subject: str, pattern: str) -> bool:
+    """`*` stands for one part."""
+    parts, wanted = subject.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(
+        want in ("*", part) for part, want in zip(parts, wanted, strict=True)
+    )

@@ -23,7 +23,9 @@ class Log(Protocol):
 
     Sequences begin at 1 and have no holes. Whoever appends says which sequence is the last; if
     it is not, the append fails as `Fenced` and nothing is stored. Appends may be in flight
-    together, each expecting the one before it; if one fails, all later ones fail.
+    together, each expecting the one before it. If one fails, the writer takes all later ones for
+    failed: one of them may stand in the log, behind the frame of whoever came between, and the
+    readers pass it over by its epoch (`journal.fold`).
     """
 
     async def last(self) -> int:
@@ -83,7 +85,8 @@ class Intake(Protocol):
     """A consumer that takes only what it asks for."""
 
     async def ask(self, frames: int) -> None:
-        """Replaces what is asked for: up to `frames` more deliveries to `handle`."""
+        """Replaces what is asked for: up to `frames` more deliveries to `handle`. What was asked
+        for before and is on its way may still come."""
         ...
 
     async def floor(self) -> int:

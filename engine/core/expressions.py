@@ -249,6 +249,8 @@ def closing_quote(text: str, start: int) -> int:
 
 def _syntax_error(error: RuntimeError, translation: _Translation) -> ExpressionSyntaxError:
     message = str(error)
+    if "recursion depth" in message:
+        return ExpressionSyntaxError("nested too deep, or more than 32 operators in a row", 0)
     location = _LOCATION.search(message)
     position = translation.original(int(location.group(1)) - 1) if location else 0
     rest = message[location.end() :] if location else message

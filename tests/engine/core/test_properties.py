@@ -379,5 +379,5 @@ def test_negative_control_a_broken_rule_is_found(
             test_every_node_settles_once_in_order_and_the_trace_ends.hypothesis.inner_test  # type: ignore[attr-defined]
         )
     )
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    with pytest.raises(Exception):  # noqa: B017
         run()
