@@ -49,7 +49,21 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe types only, with the scalars of YAML 1.2."""
+    """Safe types only, with the scalars of YAML 1.2. Depth is bounded while it reads: the
+    library's own time grows with its square."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH + 2:  # `_Reader` says it with a place; this is the stop
+            finding = Finding("DOCUMENT_TOO_LARGE", "", f"the document goes deeper than {MAX_DEPTH}")
+            raise _Refused(finding.at(self.get_mark().line + 1, 1))
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -76,6 +90,8 @@ def read_text(text: str) -> tuple[Document | None, list[Finding]]:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         return None, [_malformed(error)]
+    except _Refused as refused:
+        return None, [refused.finding]
     except (yaml.YAMLError, RecursionError) as error:
         return None, [Finding("DOCUMENT_MALFORMED", "", f"not YAML or JSON: {error}")]
     if root is None:
@@ -145,7 +161,7 @@ class _Reader:
                         "WRONG_TYPE", dotted(path), "a key must be a string", line=mark.line + 1
                     )
                 )
-            self._refuse_surrogates(key_node, path, key)
+            key = self._text(key_node, path, key)
             place = (*path, key)
             if key in data:
                 self.findings.append(
@@ -182,15 +198,17 @@ class _Reader:
             raise self._refused(node, path, f"{node.tag} is no type of JSON")
         if isinstance(value, float) and not math.isfinite(value):
             raise self._refused(node, path, "the number is too large for JSON")
-        if isinstance(value, str):
-            self._refuse_surrogates(node, path, value)
-        return value
+        return self._text(node, path, value) if isinstance(value, str) else value
 
-    def _refuse_surrogates(self, node: yaml.Node, path: Path, text: str) -> None:
-        if _SURROGATE.search(text):
-            raise self._refused(
-                node, path, r"half of a surrogate pair (\ud800 to \udfff) is no text"
-            )
+    def _text(self, node: yaml.Node, path: Path, text: str) -> str:
+        """JSON writes what lies beyond 16 bits as two halves; YAML takes each for a character."""
+        if not _SURROGATE.search(text):
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            message = r"half of a surrogate pair (\ud800 to \udfff) is no text"
+            raise self._refused(node, path, message) from None
 
     def _refused(self, node: yaml.Node, path: Path, message: str) -> _Refused:
         mark = node.start_mark

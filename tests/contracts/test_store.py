@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,7 +212,9 @@ async def test_traces_of_a_snapshot_come_newest_first_in_pages(journals: Journal
         pages.append([row.trace_id for row in page])
         before = page[-1].trace_id
     assert [len(page) for page in pages] == [3, 3, 1]
-    assert sum(pages, []) == [trace_id(n).hex() for n in reversed(range(7))]
+    assert functools.reduce(operator.iadd, pages, []) == [
+        trace_id(n).hex() for n in reversed(range(7))
+    ]
 
 
 async def test_traces_of_a_playbook_are_gathered_from_all_shards(journals: Journals) -> None:
@@ -221,7 +225,7 @@ async def test_traces_of_a_playbook_are_gathered_from_all_shards(journals: Journ
         pages.append([row.snapshot_id for row in page])
         before = page[-1].trace_id
     assert [len(page) for page in pages] == [10, 10, 3]
-    assert sum(pages, []) == list(reversed(range(1, 24)))
+    assert functools.reduce(operator.iadd, pages, []) == list(reversed(range(1, 24)))
 
 
 async def test_lists_can_be_narrowed_to_a_status(journals: Journals) -> None:

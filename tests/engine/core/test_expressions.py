@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def test_an_expression_without_value_says_why_and_what_it_saw(text: str, complai
 def test_a_complaint_shows_values_and_cuts_long_ones() -> None:
     with pytest.raises(ExpressionFailed) as failed:
         Expression("$$$.a + $$$.b > 1").evaluate(Seen({"a": "x" * 500, "b": 1}))
-    assert "[saw $$$.a = \"xxx" in str(failed.value)
+    assert '[saw $$$.a = "xxx' in str(failed.value)
     assert "…, $$$.b = 1]" in str(failed.value)
     assert len(str(failed.value)) < 400
 
@@ -156,10 +157,8 @@ def test_too_many_operators_in_a_row_are_refused_in_plain_words() -> None:
 
 @pytest.mark.parametrize("depth", [100, 2_000])
 def test_deep_nesting_is_refused_or_computed_but_never_crashes(depth: int) -> None:
-    try:
+    with contextlib.suppress(ExpressionSyntaxError):
         assert Expression("(" * depth + "1" + ")" * depth).evaluate(Seen()) == 1
-    except ExpressionSyntaxError:
-        pass
 
 
 def test_nested_loops_have_a_budget() -> None:
@@ -202,7 +201,5 @@ def test_any_text_compiles_or_is_refused_and_any_value_is_one_or_fails(text: str
     except ExpressionSyntaxError as error:
         assert 0 <= error.position <= len(text)
         return
-    try:
+    with contextlib.suppress(ExpressionFailed):
         expression.evaluate(Seen({"a": [1, {"b": 2}]}, a={"b": 1}, b=[1]))
-    except ExpressionFailed:
-        pass

@@ -138,7 +138,7 @@ def test_a_frame_of_a_later_version_is_refused() -> None:
 
 
 def test_a_frame_of_a_later_code_may_have_more_fields() -> None:
-    longer = msgspec.msgpack.decode(encode_frame(frame(0))) + ["new"]
+    longer = [*msgspec.msgpack.decode(encode_frame(frame(0))), "new"]
     assert decode_frame(msgspec.msgpack.encode(longer)) == frame(0)
 
 

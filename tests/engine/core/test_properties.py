@@ -49,9 +49,14 @@ def nodes(draw: st.DrawFn, code: str, before: list[str]) -> Node:
     retry = Retry(draw(st.integers(1, 3)), 10, 2.0, 1_000, draw(st.sampled_from((0.0, 0.5))))
     times = st.sampled_from((0, 0, 50))
     return Node(
-        code, Task("shop/f"), join=join, retry=retry, timeout=draw(times), total_timeout=draw(times),
+        code,
+        Task("shop/f"),
+        join=join,
+        retry=retry,
+        timeout=draw(times),
+        total_timeout=draw(times),
         **template,
-    )  # fmt: skip
+    )
 
 
 CONDITIONS = ("$$ == 1", "$$ == 2", "$$ > 1", "has($$.x)", "$$.x > 1", "1 == 1", "$._env.k == 1")

@@ -146,6 +146,12 @@ def codes(text: str) -> list[str]:
     return [finding.code for finding in examine_text(text).findings]
 
 
+def test_json_may_write_a_character_as_two_halves() -> None:
+    document, _ = read_text(json.dumps({"smile 😀": "ok 😀"}))
+    assert document is not None
+    assert document.data == {"smile 😀": "ok 😀"}
+
+
 def test_a_bomb_of_aliases_is_bounded() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
@@ -156,13 +162,12 @@ def test_an_alias_to_itself_is_bounded() -> None:
     assert codes("a: &a [*a]") == ["DOCUMENT_TOO_LARGE"]
 
 
-@pytest.mark.parametrize("depth", [65, 500, 50_000])
+@pytest.mark.parametrize("depth", [66, 500, 100_000])
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
 def test_a_bomb_of_depth_is_bounded(depth: int, brackets: str) -> None:
     opening = "[" if brackets == "[]" else "{a: "
     text = opening * depth + brackets[1] * depth
-    (code,) = codes(text)
-    assert code in ("DOCUMENT_TOO_LARGE", "DOCUMENT_MALFORMED")
+    assert codes(text) == ["DOCUMENT_TOO_LARGE"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def test_no_value_makes_reading_raise(value: str) -> None:
 
 # Round trips.
 
-names = st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
+names = st.text("abcxyz019_-", max_size=5).map("n".__add__)
 targets = st.tuples(names, names).map("/".join)
 milliseconds = st.integers(0, 10**9)
 spans = st.integers(1, 10**9)
@@ -224,14 +229,13 @@ retries = st.builds(
     code_lists,
     code_lists,
 )
-commands = st.lists(st.from_regex(r"[A-Za-z][\w.-]{0,5}", fullmatch=True).filter(str.isascii)).map(
-    lambda found: tuple(found[:3])
-)
+words = st.text("abcXYZ019_.-", max_size=4).map("c".__add__)
+commands = st.lists(words, max_size=2).map(tuple)
 
 
 @st.composite
 def playbooks(draw: st.DrawFn) -> Playbook:
-    codes = draw(st.lists(st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,5}", fullmatch=True),
+    codes = draw(st.lists(st.text("abcXYZ019_", max_size=4).map("n".__add__),
                           min_size=1, max_size=4, unique=True))  # fmt: skip
     nodes = []
     for code in codes:
@@ -281,7 +285,7 @@ def edges(codes: list[str]) -> st.SearchStrategy[Edge]:
 
 
 some = settings(
-    max_examples=80,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
