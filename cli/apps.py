@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -70,6 +71,21 @@ async def token(
         print(text)
 
 
+@app.command("admin-token")
+@command
+async def admin_token(
+    keys: Annotated[Path, typer.Option(help="The folder of the cluster's signing keys.")],
+    days: Annotated[float, typer.Option(min=0.01, help="How long it is good.")] = 1.0,
+) -> None:
+    """Make a token for everything, out of the cluster's own keys: the first one of a cluster."""
+    from engine.security.keys import FileKeys
+    from engine.security.tokens import EVERY_APP, SCOPES, Tokens
+
+    tokens = Tokens(FileKeys.open(keys, create=False), lambda _: False)
+    text, _ = tokens.make(EVERY_APP, "admin", SCOPES, days * 86_400)
+    print(text)
+
+
 @app.command("tokens")
 @command
 async def tokens(name: AppName, as_json: JsonFlag = False) -> None:
@@ -80,6 +96,8 @@ async def tokens(name: AppName, as_json: JsonFlag = False) -> None:
         show_json(found)
         return
     table = Table("id", "subject", "scopes", "expires", "revoked")
+    table.columns[0].overflow = "fold"
+    table.columns[0].no_wrap = True
     for item in found:
         names = [magicflow_scope(scope) for scope in item.scopes]
         table.add_row(

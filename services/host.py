@@ -218,14 +218,6 @@ class Host:
         self._token = (time.monotonic() + _SERVICE_TOKEN / 2, metadata)
         return metadata
 
-    def admin_token(self) -> str:
-        """A token for everything, for whoever has this process's keys anyway."""
-        assert self._tokens is not None
-        text, _ = self._tokens.make(
-            EVERY_APP, "admin", ("trigger", "work", "operate", "admin"), 30 * 86_400
-        )
-        return text
-
 
 async def _cluster(snapshots: Snapshots, partitions: int) -> Cluster:
     """The cluster's fixed numbers; the first process to come writes them."""

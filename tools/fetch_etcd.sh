@@ -63,5 +63,5 @@ if from_debian || from_go; then
 fi
 echo "No etcd could be fetched. Install etcd 3.4.21, 3.5.5 or newer yourself (package etcd-server" >&2
 echo "on Debian, or a release from etcd.io), and put it on the PATH, at .tools/etcd," >&2
-echo "or name it in MAGICFLOW_ETCD." >&2
+echo "or name it in MAGICFLOW_ETCD_SERVER." >&2
 exit 1

@@ -134,6 +134,7 @@ class JetStreamLog:
         self._publisher = publisher
         self._stream = stream
         self._subject = subject
+        self._newest: tuple[int, asyncio.Future[int]] | None = None  # (expected, outcome)
 
     async def last(self) -> int:
         try:
@@ -143,9 +144,17 @@ class JetStreamLog:
         return info.state.last_seq
 
     async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
-        sent = await self._publish(frame, expected)
         outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        sent.add_done_callback(lambda done: self._landed(done, outcome, frame, expected))
+        newest, self._newest = self._newest, (expected, outcome)
+        before = None
+        if newest is not None and newest[0] == expected - 1 and not _well(newest[1]):
+            before = newest[1]
+        try:
+            sent = await self._publish(frame, expected)
+        except BaseException:
+            outcome.cancel()
+            raise
+        sent.add_done_callback(lambda done: self._landed(done, outcome, frame, expected, before))
         return outcome
 
     async def _publish(self, frame: bytes, expected: int) -> asyncio.Future[int]:
@@ -158,19 +167,31 @@ class JetStreamLog:
         outcome: asyncio.Future[int],
         frame: bytes,
         expected: int,
+        before: asyncio.Future[int] | None,
     ) -> None:
         if outcome.done() or sent.cancelled():
             outcome.cancel()
-        elif sent.exception() is None:
+        elif sent.exception() is None and (before is None or _well(before)):
             outcome.set_result(sent.result())
         else:
-            error = sent.exception()
-            task = asyncio.ensure_future(self._learn(frame, expected, isinstance(error, Fenced)))
+            fenced = isinstance(sent.exception(), Fenced)
+            task = asyncio.ensure_future(self._learn(frame, expected, fenced, before))
             task.add_done_callback(lambda done: _pass_on(done, outcome))
 
-    async def _learn(self, frame: bytes, expected: int, fenced: bool) -> int:
+    async def _learn(
+        self, frame: bytes, expected: int, fenced: bool, before: asyncio.Future[int] | None
+    ) -> int:
         """What became of a frame whose append failed or was not answered: the log itself is
-        asked, and the frame sent again where it is not there."""
+        asked, and the frame sent again where it is not there. The append before it comes first:
+        when that one was lost on its way, this one was refused for no other reason."""
+        if before is not None:
+            await asyncio.wait([before])
+            if not _well(before):
+                lost = before.cancelled() or not isinstance(before.exception(), Fenced)
+                if lost:
+                    raise Unavailable("the append before failed", reason="BUS_UNAVAILABLE")
+                raise Fenced(f"{self._stream}: the append before was fenced")
+            fenced = False
         loop = asyncio.get_running_loop()
         give_up = loop.time() + APPEND_PATIENCE
         while loop.time() < give_up:
@@ -631,6 +652,10 @@ async def connect(
         await bus.close()
         raise
     return bus
+
+
+def _well(outcome: asyncio.Future[int]) -> bool:
+    return outcome.done() and not outcome.cancelled() and outcome.exception() is None
 
 
 def _pass_on(done: asyncio.Future[int], outcome: asyncio.Future[int]) -> None:

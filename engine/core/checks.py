@@ -58,7 +58,7 @@ def _budgets(playbook: Playbook) -> Iterator[Finding]:
     ):
         if count > limit:
             message = f"{count} {name}; {limit} are allowed"
-            yield Finding("BUDGET_EXCEEDED", name, message, mend="split it into sub-playbooks")
+            yield Finding("BUDGET_EXCEEDED", name, message, mend="split it into several playbooks")
 
 
 def _edges(playbook: Playbook) -> Iterator[Finding]:
@@ -113,7 +113,7 @@ def _ancestors(playbook: Playbook) -> tuple[dict[str, set[str]], list[Finding]]:
         ring = error.args[1]
         closing = _edge_between(playbook.edges, ring[0], ring[1])
         message = f"the edges run in a circle: {' -> '.join(ring)}"
-        mend = "remove one of these edges; to repeat something use retry, map or repeat"
+        mend = "remove one of these edges; to repeat a task after a failure use retry"
         return {}, [Finding("GRAPH_CYCLE", f"edges[{closing}]", message, mend=mend)]
     ancestors: dict[str, set[str]] = {}
     for code in order:
@@ -220,8 +220,10 @@ def _template(
     except TemplateSyntaxError as error:
         where = f"{path}.{error.path}" if error.path else path
         where = where.replace(".[", "[")
-        mend = r"to write a text that begins with $, begin it with $\ "[:-1]
         code = "EXPRESSION_INVALID" if "${" in error.text else "REFERENCE_INVALID"
+        mend = ""
+        if code == "REFERENCE_INVALID":
+            mend = "to write a text that begins with $, begin it with $\\ instead"
         if not error.text:
             mend = f"nest at most {MAX_DEPTH} deep"
         yield Finding(code, where, str(error), shorten(error.text), mend)

@@ -59,7 +59,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
         if self._depth > MAX_DEPTH + 2:  # `_Reader` says it with a place; this is the stop
-            finding = Finding("DOCUMENT_TOO_LARGE", "", f"the document goes deeper than {MAX_DEPTH}")
+            finding = Finding(
+                "DOCUMENT_TOO_LARGE", "", f"the document goes deeper than {MAX_DEPTH}"
+            )
             raise _Refused(finding.at(self.get_mark().line + 1, 1))
         node = super().compose_node(parent, index)
         self._depth -= 1

@@ -45,13 +45,13 @@ class Identity:
             raise Denied(
                 f"this token is for app {self.app}; the call is about app {app}",
                 reason="TOKEN_SCOPE",
-                mend=f"use a token of app {app}: `magicflow app token {app}`",
+                mend=f"use a token of app {app}: `magicflow app token '{app}'`",
             )
         if not self.may(scope, app):
             raise Denied(
                 f"this token does not have the scope {scope} that the call needs",
                 reason="TOKEN_SCOPE",
-                mend=f"make a token with the scope {scope}: `magicflow app token {app}`",
+                mend=f"make a token with it: `magicflow app token '{app}' --scopes {scope}`",
             )
 
 

@@ -37,7 +37,7 @@ def pack(playbook: Playbook) -> bytes:
         raise Invalid(
             f"the snapshot has {len(packed)} bytes compressed; {VALUE_LIMIT} are allowed",
             reason="PLAYBOOK_INVALID",
-            mend="move large literals out of the playbook, or split it into sub-playbooks",
+            mend="move large literals out of the playbook, or split it",
         )
     return packed
 

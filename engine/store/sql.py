@@ -36,6 +36,7 @@ class Database:
 
         Errors: `Unavailable` with a sentence that says what to do.
         """
+        engine: AsyncEngine | None = None
         try:
             engine = create_async_engine(_driver(url), pool_pre_ping=True)
             if engine.dialect.name == "sqlite":
@@ -44,6 +45,8 @@ class Database:
                 await _lock_migrations(connection)
                 await connection.run_sync(_migrate)
         except (sa.exc.SQLAlchemyError, OSError) as error:
+            if engine is not None:
+                await engine.dispose()
             raise Unavailable(
                 f"the database cannot be used: {_short(error)}",
                 reason="STORE_UNAVAILABLE",

@@ -92,9 +92,9 @@ async def test_a_database_is_opened_again_as_it_was(url: str) -> None:
     await again.close()
 
 
-async def test_several_services_open_a_new_database_at_once(url: str) -> None:
-    if url.startswith("sqlite"):
-        pytest.skip("NOT PROVED on sqlite: only one process opens it")
+async def test_several_services_open_a_new_database_at_once(postgres: Postgres) -> None:
+    await emptied(postgres.url)
+    url = postgres.url
     opened = await asyncio.gather(*(Database.open(url) for _ in range(4)))
     assert await RegistryStore(opened[0]).apps() == []
     for database in opened:

@@ -43,10 +43,13 @@ class Target:
         tls: Tls | None,
         addresses: Mapping[str, str] | None = None,
     ) -> Target:
-        """Arguments first, then MAGICFLOW_ADDRESS and MAGICFLOW_TOKEN, then the local default."""
+        """Arguments first, then MAGICFLOW_ADDRESS and MAGICFLOW_TOKEN, then the local default.
+        An address may name one per service: `trigger=host:port,registry=host:port,…`."""
+        text = address or os.environ.get("MAGICFLOW_ADDRESS", "") or DEFAULT_ADDRESS
+        named = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
         return cls(
-            address or os.environ.get("MAGICFLOW_ADDRESS", "") or DEFAULT_ADDRESS,
-            dict(addresses or {}),
+            next(iter(named.values()), text),
+            {**named, **(addresses or {})},
             token if token is not None else os.environ.get("MAGICFLOW_TOKEN", ""),
             tls,
         )

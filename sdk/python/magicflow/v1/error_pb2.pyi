@@ -91,6 +91,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The etcd server is too old to be trusted with acknowledged writes."""
     ERROR_REASON_GRANT_MISSING: _ErrorReason.ValueType  # 32
     """A grant from the callee's app is missing."""
+    ERROR_REASON_ETCD_UNREACHABLE: _ErrorReason.ValueType  # 33
+    """etcd is out of reach; nothing was changed."""
+    ERROR_REASON_ETCD_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 34
+    """The connection to etcd broke in the middle of a change: read again before repeating it."""
+    ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 35
+    """What was named, and is none of the things above, does not exist."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It is the `reason` of the `google.rpc.ErrorInfo` in the status
@@ -163,6 +169,12 @@ ERROR_REASON_ETCD_TOO_OLD: ErrorReason.ValueType  # 31
 """The etcd server is too old to be trusted with acknowledged writes."""
 ERROR_REASON_GRANT_MISSING: ErrorReason.ValueType  # 32
 """A grant from the callee's app is missing."""
+ERROR_REASON_ETCD_UNREACHABLE: ErrorReason.ValueType  # 33
+"""etcd is out of reach; nothing was changed."""
+ERROR_REASON_ETCD_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 34
+"""The connection to etcd broke in the middle of a change: read again before repeating it."""
+ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 35
+"""What was named, and is none of the things above, does not exist."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
