@@ -79,17 +79,22 @@ class MemorySpace:
 class MemoryLog:
     def __init__(self, space: MemorySpace, name: str) -> None:
         self._log = space.logs[name]
+        self._fenced_at = -1  # what the newest append expected, if it was fenced
 
     async def last(self) -> int:
         return self._log.last
 
     async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        if expected != self._log.last:
+        follows_a_fenced_one = expected == self._fenced_at + 1 and self._fenced_at >= 0
+        fits = expected == self._log.last
+        self._fenced_at = -1 if fits and not follows_a_fenced_one else expected
+        if self._fenced_at >= 0:
             future.set_exception(Fenced(f"the last sequence is {self._log.last}, not {expected}"))
         else:
+            future.set_result(expected + 1)
+        if fits:  # as on a server, which knows nothing of the append before
             self._log.frames.append(frame)
-            future.set_result(self._log.last)
             self._log.grown.set()
             self._log.grown = asyncio.Event()
         return future

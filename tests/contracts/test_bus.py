@@ -202,8 +202,7 @@ async def test_what_a_deposed_owner_had_in_flight_changes_nothing(bench: Bench, 
     with pytest.raises(Fenced):
         await futures[0]
     await asyncio.wait(futures)
-    if isinstance(bench, JetStreamBench):
-        assert all(isinstance(future.exception(), Fenced) for future in futures)
+    assert all(isinstance(future.exception(), Fenced) for future in futures)
     state, epochs = PartitionState(), []
     for sequence, data in await whole(log):
         fold(state, sequence, decode_frame(data), lambda snapshot_id: pytest.fail("no snapshot"))
