@@ -14,7 +14,7 @@ from engine.core.payload import Payload
 from engine.core.status import TraceStatus
 
 
-class TraceStarted(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class TraceStarted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
     """Times are milliseconds since 1970 by the owner's clock."""
 
     playbook_id: int
@@ -27,13 +27,13 @@ class TraceStarted(msgspec.Struct, frozen=True, array_like=True, tag=1):
     trigger: int = 0  # sequence of the trigger in its queue; 0 where there was none
 
 
-class TaskScheduled(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class TaskScheduled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     node: int
     attempt: int
     input: Payload | None  # None: as in the attempt before
 
 
-class NodeSucceeded(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class NodeSucceeded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
     node: int
     attempt: int  # 0 for a node that needs no worker
     output: Payload
@@ -43,7 +43,7 @@ class NodeSucceeded(msgspec.Struct, frozen=True, array_like=True, tag=3):
     began_at: int = 0
 
 
-class AttemptFailed(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class AttemptFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     node: int
     attempt: int
     failure: Failure
@@ -51,7 +51,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, array_like=True, tag=4):
     worker: str = ""
 
 
-class NodeFailed(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class NodeFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     node: int
     attempt: int
     failure: Failure
@@ -59,17 +59,17 @@ class NodeFailed(msgspec.Struct, frozen=True, array_like=True, tag=5):
     worker: str = ""
 
 
-class NodeSkipped(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class NodeSkipped(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     node: int
 
 
-class TraceEnded(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class TraceEnded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
     status: TraceStatus
     output: Payload | None = None
     failure: Failure | None = None
 
 
-class OperatorActed(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class OperatorActed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     verb: str
     by: str
     why: str

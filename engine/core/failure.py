@@ -28,7 +28,7 @@ class Code(StrEnum):
     ABORTED = "ABORTED"
 
 
-class Failure(msgspec.Struct, frozen=True, array_like=True):
+class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`node` is a path, `attempt` counts from 1 (0: none was made), `retry_after` is the wait
     that the worker asks for, in milliseconds."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Payload(msgspec.Struct, frozen=True, array_like=True):
+class Payload(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Bytes with a media type. An empty `content_type` means JSON, the only type that
     references and expressions can look into; every other type travels whole."""
 
