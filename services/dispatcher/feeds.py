@@ -12,7 +12,7 @@ import structlog
 
 from engine.bus.port import Bus, Delivery, Intake
 from engine.errors import Unavailable
-from magicflow.v1.task_pb2 import Task, TaskFrame
+from magicflow.v1.task_pb2 import Task, TaskFrame, TaskId
 from services.dispatcher.sessions import Session
 
 WORKING_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
@@ -50,6 +50,9 @@ class Holding:
 
     def __init__(self) -> None:
         self.tasks: dict[TaskKey, HeldTask] = {}
+        # Results on their way to their owners, and whom to tell. At a takeover the new owner
+        # dispatches such a task again before it has the result: nobody needs to run it.
+        self.answers: dict[TaskKey, list[tuple[Session, TaskId]]] = {}
 
     async def finish(self, tasks: Iterable[HeldTask]) -> None:
         """The tasks need nothing more; a frame leaves the bus with its last task."""
@@ -130,7 +133,7 @@ class Feed:
             if session is None:
                 break
             held = self.waiting.popleft()
-            if not held.done:
+            if not held.done and key_of(held.task) not in self.holding.answers:
                 held.session = session
                 session.assign(key_of(held.task), held.task)
         if self._intake is not None:

@@ -70,7 +70,6 @@ class Gateway:
         self._lanes = {
             number: Lane(number, find_owner, self._committed) for number in range(partitions)
         }
-        self._answers: dict[TaskKey, list[tuple[Session, TaskId]]] = defaultdict(list)
         self._listening: Listening | None = None
         self._to_pump: set[Feed] = set()
         self._background: set[asyncio.Task[None]] = set()
@@ -210,7 +209,7 @@ class Gateway:
                     )
                 )
                 continue
-            self._answers[key].append((session, message.id))
+            self._holding.answers.setdefault(key, []).append((session, message.id))
             partition = partition_of(message.id.trace_id, self._partitions)
             by_partition[partition].append(result_of(message, session.worker_id))
         for partition, batch in by_partition.items():
@@ -314,13 +313,12 @@ class Gateway:
         for result, accepted in results:
             key = (result.trace_id, result.node, result.attempt)
             verdict = RESULT_VERDICT_ACCEPTED if accepted else RESULT_VERDICT_SUPERSEDED
-            for session, task in self._answers.pop(key, ()):
+            for session, task in self._holding.answers.pop(key, ()):
                 session.receipt(ResultReceipt(id=task, verdict=verdict))
             held = self._holding.tasks.get(key)
             if held is not None:
                 if held.session is not None and key in held.session.assigned:
-                    # Somebody else was faster with the same attempt.
-                    held.session.command(Command(id="cancel", cancel=held.task.id))
+                    self._recall(held.session, held.task)
                 finished.append(held)
         if finished:
             self._spawn(self._holding.finish(finished))
@@ -330,10 +328,16 @@ class Gateway:
             held = self._holding.tasks.get(key_of(task))
             if held is None:
                 continue
-            session = held.session
-            if session is not None and not session.withdraw(key_of(task)):
-                session.command(Command(id="cancel", cancel=task.id))
+            if held.session is not None:
+                self._recall(held.session, held.task)
             await self._holding.finish([held])
+
+    def _recall(self, session: Session, task: Task) -> None:
+        """The task needs no result any more. What the worker has keeps its slot until the worker
+        answers: with the task itself or with a result that is superseded."""
+        if not session.withdraw(key_of(task)):
+            session.command(Command(id="cancel", cancel=task.id))
+        self._refill(session)
 
     def _refill(self, session: Session) -> None:
         """Lets the session's feeds fill its free slots, once for all that happens in this round

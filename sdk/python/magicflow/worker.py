@@ -277,7 +277,12 @@ class Worker:
             self._idle.set()
         for task in frame.tasks:
             key = _key(task.id)
-            if key not in self._running and key not in self._unacknowledged:
+            if key in self._unacknowledged:
+                # The server counts a slot for it: the result again frees it.
+                assert self._outgoing is not None
+                self._outgoing.results.append(self._unacknowledged[key])
+                self._outgoing.news.set()
+            elif key not in self._running:
                 self._running[key] = (task, self._runner.run(task))
         for command in frame.commands:
             self._obey(command)
@@ -327,6 +332,9 @@ class Worker:
                 running = self._running.get(_key(command.cancel))
                 if running is not None:
                     running[1]._cancel()
+                elif self._outgoing is not None:  # done with, or never here: its slot is free
+                    self._outgoing.returned.append(command.cancel)
+                    self._outgoing.news.set()
                 return  # cancellations need no receipt
             case "drain":
                 self._stopping.set()

@@ -414,6 +414,31 @@ async def test_a_result_is_sent_again_after_a_break_until_its_receipt(
         third.send(receipts=accepted(third.came))
 
 
+async def test_a_task_that_comes_again_before_its_receipt_is_answered_with_its_result(
+    server: FakeServer,
+) -> None:
+    """The server counts a slot for it: silence would take the slot for ever."""
+    server.acknowledge = False
+    given = task("app/echo", 5)
+    async with serving(worker_of(server, echo)):
+        stream = await server.stream()
+        stream.send(tasks=[given])
+        (result,) = await stream.results(1)
+        stream.send(tasks=[given])
+        assert (await stream.results(2))[1] == result
+        stream.send(receipts=accepted([result]))
+
+
+async def test_a_cancellation_of_a_task_that_is_not_here_frees_its_slot(
+    server: FakeServer,
+) -> None:
+    async with serving(worker_of(server, echo)):
+        stream = await server.stream()
+        unknown = task("app/echo")
+        stream.command(cancel=unknown.id)
+        await stream.until(lambda s: unknown.id in s.returned)
+
+
 async def test_the_next_hello_lists_what_runs_and_what_is_unacknowledged(
     server: FakeServer, gate: Gate
 ) -> None:

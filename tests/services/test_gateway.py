@@ -1,0 +1,131 @@
+"""The gateway over the in-memory bus: credit is never lost, whatever comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from engine.bus.memory import MemoryBus
+from engine.clock import Clock
+from engine.ids import mint, partition_of
+from engine.snapshots.memory import MemorySnapshots
+from magicflow.v1.payload_pb2 import Payload
+from magicflow.v1.task_pb2 import Task, TaskFrame, TaskId, TaskResult
+from magicflow.v1.worker_pb2 import Function, WorkerHello
+from services.dispatcher.gateway import Gateway
+from services.dispatcher.lanes import Began, Owner
+from services.dispatcher.processor import Result
+from services.dispatcher.roster import Roster
+from services.dispatcher.sessions import Session
+
+PARTITIONS = 4
+
+
+class Commits:
+    """An owner that accepts everything."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+
+    async def deliver(self, results: list[Result]) -> list[bool]:
+        self.results += results
+        return [True] * len(results)
+
+    def began(self, notes: list[Began]) -> bool:
+        return True
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.bus = MemoryBus()
+        self.snapshots = MemorySnapshots()
+        self.owner: Owner | None = Commits()
+        roster = Roster(self.snapshots, "d")
+        self.roster = roster
+        self.gateway = Gateway(
+            self.bus, Clock(), PARTITIONS, lambda partition: self.owner, self.recheck, roster
+        )
+
+    async def recheck(self, partition: int, tasks: list[Task]) -> list[bool]:
+        return [True] * len(tasks)
+
+    async def worker(self, slots: int) -> Session:
+        hello = WorkerHello(functions=[Function(name="a/f")], slots=slots)
+        return await self.gateway.join("a", hello, foreign=False)
+
+    async def dispatch(self, task: Task) -> None:
+        frame = TaskFrame(
+            partition=partition_of(task.id.trace_id, PARTITIONS),
+            epoch=1,
+            function="a/f",
+            tasks=[task],
+        )
+        await (await self.bus.offer_tasks("a", "f", 5, frame.SerializeToString()))
+
+
+def a_task() -> Task:
+    identity = TaskId(trace_id=mint(1_000, 1), node="n", attempt=1)
+    return Task(id=identity, function="a/f", input=Payload(data=b"1"), priority=5)
+
+
+def result_of(task: Task) -> TaskResult:
+    return TaskResult(id=task.id, output=task.input)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    await made.roster.open()
+    await made.gateway.open()
+    yield made
+    await made.gateway.close(0.0)
+    await made.roster.close()
+    await made.snapshots.close()
+
+
+async def test_a_task_that_comes_again_while_its_result_waits_for_an_owner_takes_no_slot(
+    bench: Bench,
+) -> None:
+    """At a takeover the new owner dispatches what it owes before it has the waiting results."""
+    session = await bench.worker(slots=1)
+    task, owner = a_task(), bench.owner
+    bench.owner = None
+    bench.gateway.results(session, [result_of(task)])  # sent again after a reconnect
+    await bench.dispatch(task)
+    assert session.credit == 1
+    bench.owner = owner
+    await until(lambda: not bench.bus.space.queues["FLOW_TASK"].items)
+    other = a_task()
+    await bench.dispatch(other)
+    await until(lambda: session.credit == 0)  # the slot is there for other work
+
+
+async def test_a_task_that_was_never_written_is_withdrawn_when_its_result_is_committed(
+    bench: Bench,
+) -> None:
+    first, second = await bench.worker(slots=1), await bench.worker(slots=1)
+    task = a_task()
+    await bench.dispatch(task)
+    await until(lambda: first.credit + second.credit == 1)
+    holder = first if first.credit == 0 else second
+    elsewhere = second if holder is first else first
+    bench.gateway.results(elsewhere, [result_of(task)])  # of an earlier stream of that worker
+    await until(lambda: not bench.bus.space.queues["FLOW_TASK"].items)
+    assert holder.credit == 1
+
+
+async def test_a_lost_worker_leaves_its_tasks_to_others(bench: Bench) -> None:
+    first = await bench.worker(slots=1)
+    await bench.dispatch(a_task())
+    await until(lambda: first.credit == 0)
+    second = await bench.worker(slots=1)
+    await bench.gateway.leave(first)
+    await until(lambda: second.credit == 0)
