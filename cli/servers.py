@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,13 +29,30 @@ def settings_of(**options: Any) -> Settings:
         raise AssertionError from error
 
 
-async def until_stopped() -> None:
-    """Returns at SIGTERM or Ctrl-C."""
+def stop_signal() -> asyncio.Event:
+    """Set at SIGTERM or Ctrl-C, from this call on: also what stops a start half-way is stopped in
+    order, and leaves no server behind."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+    return stopped
+
+
+async def started(start: Coroutine[Any, Any, Any], stopped: asyncio.Event) -> bool:
+    """Whether the start came to its end before the stop. Errors: those of the start."""
+    starting = asyncio.create_task(start)
+    waiting = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            return True
+        return False
+    finally:
+        for task in (starting, waiting):
+            task.cancel()
+        await asyncio.gather(starting, waiting, return_exceptions=True)
 
 
 @command
@@ -52,9 +70,10 @@ async def serve(
     configure_logs(settings.log_level, settings.log_json)
     wanted = list(SERVICES) if "all" in names else names
     host = Host(settings, wanted)
-    await host.start()
+    stopped = stop_signal()
     try:
-        await until_stopped()
+        if await started(host.start(), stopped):
+            await stopped.wait()
     finally:
         await host.stop()
 
@@ -72,18 +91,20 @@ async def dev(
     from engine.telemetry import configure_logs
 
     configure_logs("info" if verbose else "warning", as_json=False)
+    stopped = stop_signal()
     async with contextlib.AsyncExitStack() as stack:
-        address = await start_dev(stack, listen, data)
-        out.print(f"[bold green]magicflow[/] is up at [bold]{address}[/]", highlight=False)
+        if not await started(start_dev(stack, listen, data), stopped):
+            return
+        out.print(f"[bold green]magicflow[/] is up at [bold]{listen}[/]", highlight=False)
         out.print(f"data in {data}, logs of its servers in {data / 'log'}", highlight=False)
         out.print("Next: magicflow app create shop    (Ctrl-C stops)", highlight=False)
-        await until_stopped()
+        await stopped.wait()
         err.print("stopping: running tasks may finish …")
     err.print("stopped")
 
 
-async def start_dev(stack: contextlib.AsyncExitStack, listen: str, data: Path) -> str:
-    """Starts everything; the stack stops it. Returns the address.
+async def start_dev(stack: contextlib.AsyncExitStack, listen: str, data: Path) -> None:
+    """Starts everything; the stack stops it, also what had only begun to start.
 
     Errors: `Unavailable` when a port is taken or a server cannot be started.
     """
@@ -93,14 +114,14 @@ async def start_dev(stack: contextlib.AsyncExitStack, listen: str, data: Path) -
     _refuse_taken(listen)
     data.mkdir(parents=True, exist_ok=True)
     nats, nats_address = await nats_child(data)
-    await nats.start()
     stack.push_async_callback(nats.stop)
+    await nats.start()
     etcd_endpoints: list[str] = []
     found = await etcd_child(data)
     if found is not None:
         etcd, endpoint = found
-        await etcd.start()
         stack.push_async_callback(etcd.stop)
+        await etcd.start()
         etcd_endpoints = [endpoint]
     settings = settings_of(
         listen=listen, data=data, nats=[nats_address], etcd=etcd_endpoints, auth="local"
@@ -108,7 +129,6 @@ async def start_dev(stack: contextlib.AsyncExitStack, listen: str, data: Path) -
     host = Host(settings, SERVICES)
     await host.start()
     stack.push_async_callback(host.stop)
-    return listen
 
 
 def _refuse_taken(listen: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -305,6 +306,33 @@ def test_doctor_finds_a_healthy_server_well_and_a_missing_one_ill(dev: Dev) -> N
     ill = dev.magicflow("doctor", MAGICFLOW_ADDRESS=f"127.0.0.1:{free_port()}")
     assert ill.returncode == 1
     assert "start one with" in ill.stdout
+
+
+def test_a_server_that_is_stopped_while_it_starts_leaves_no_nats_server(tmp_path: Path) -> None:
+    made = Dev(tmp_path)
+    with (tmp_path / "out.log").open("wb") as log:
+        child = subprocess.Popen(
+            made.program.command(), env=made.program.environment(), stdout=log, stderr=log
+        )
+    config = str(tmp_path / "data" / "nats" / "nats.conf")
+    try:
+        while not _running_with(config):
+            assert child.poll() is None
+            os.sched_yield()
+    finally:
+        child.terminate()
+        child.wait(30)
+    assert _running_with(config) == []
+
+
+def _running_with(argument: str) -> list[str]:
+    """Process ids whose command line has this argument."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if argument.encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(process.name)
+    return found
 
 
 async def test_a_second_start_goes_on_where_the_first_one_was(tmp_path: Path) -> None:
