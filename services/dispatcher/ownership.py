@@ -166,6 +166,8 @@ class Ownership:
         try:
             await processor.recover()
             self.processors[partition] = processor
+            if self._stopping:  # `close` has told those that it found here
+                processor.stop()
             log.info("partition owned")
             await processor.run()
             log.info("partition handed over")
