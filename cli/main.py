@@ -8,7 +8,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # grpc prints its own lines ot
 
 import typer
 
-from cli import apps, doctor, playbooks, servers, traces
+from cli import apps, doctor, playbooks, servers, steering, traces
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +23,7 @@ app.add_typer(apps.app, name="app")
 app.add_typer(apps.grants, name="grant")
 app.add_typer(playbooks.app, name="playbook")
 app.command("trigger")(traces.trigger)
-app.add_typer(traces.app, name="trace")
+app.add_typer(steering.app, name="trace")  # traces.app, with the verbs that steer
 app.add_typer(apps.workers, name="worker")
 app.command("doctor")(doctor.doctor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,9 @@ async def trigger(
     input: Annotated[str, typer.Option("--input", "-i", help="JSON, @file or -.")] = "null",
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the end.")] = False,
     timeout: Annotated[float, typer.Option(help="How long to wait, in seconds.")] = 60.0,
+    key: Annotated[str, typer.Option(help="The same key and input: the same trace.")] = "",
+    start_at: Annotated[datetime | None, typer.Option(help="Begin then, local time.")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 is first.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a trace; with --wait, show its output."""
@@ -55,7 +59,14 @@ async def trigger(
     if pin and not pin.isdigit():
         fail(f"{pin!r} is no snapshot number", Exit.USAGE)
     async with magicflow.Client() as client:
-        handle = await client.trigger(name, read_input(input), snapshot=int(pin or 0))
+        handle = await client.trigger(
+            name,
+            read_input(input),
+            snapshot=int(pin or 0),
+            key=key,
+            start_at=start_at,
+            priority=priority,
+        )
         if not wait:
             if as_json:
                 show_json({"trace_id": handle.trace_id, "snapshot_id": handle.snapshot_id})
@@ -84,16 +95,42 @@ async def _drawn(client: magicflow.Client, trace: trace_pb2.Trace) -> Playbook |
 
 @app.command("show")
 @command
-async def show(trace_id: TraceId, as_json: JsonFlag = False) -> None:
-    """One trace as a tree, now."""
+async def show(
+    trace_id: TraceId,
+    svg: Annotated[
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="Write a picture of its graph; - for output."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """One trace as a tree, now; with --svg, its playbook's graph coloured by state."""
     from cli.tree import trace_tree
 
     async with magicflow.Client() as client:
         trace = await client.get(trace_id)
         if as_json:
             show_json(trace)
-        else:
+        if svg is not None:
+            await _draw(client, trace, svg)
+        elif not as_json:
             out.print(trace_tree(trace, await _drawn(client, trace)))
+
+
+async def _draw(client: magicflow.Client, trace: trace_pb2.Trace, file: Path) -> None:
+    """Events only tell which edges were taken: without them the picture is still one."""
+    from cli.drawing.model import drawing_of
+    from cli.drawing.progress import progress_of
+    from cli.drawing.saving import save_svg
+    from cli.drawing.svg import render
+    from engine.wire.playbooks import playbook
+
+    drawn = playbook((await client.snapshot(trace.snapshot_id)).playbook)
+    try:
+        happened = await client.events(trace.trace_id)
+    except magicflow.MagicflowError:
+        happened = []
+    progress = progress_of(drawn, trace, happened)
+    save_svg(file, render(drawing_of(drawn, trace.snapshot_id), progress))
 
 
 @app.command("watch")
@@ -186,14 +223,3 @@ async def events(trace_id: TraceId, as_json: JsonFlag = False) -> None:
             detail,
         )
     out.print(table)
-
-
-@app.command("abort")
-@command
-async def abort(
-    trace_id: TraceId, why: Annotated[str, typer.Option(help="Recorded in the trace.")] = ""
-) -> None:
-    """End a trace now."""
-    async with magicflow.Client() as client:
-        await client.abort(trace_id, why)
-    out.print(f"{trace_id} aborted", highlight=False)

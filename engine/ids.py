@@ -15,9 +15,11 @@ SHARDS = 10
 _HEX = re.compile(r"[0-9a-f]{32}")
 
 
-def mint(now: int, snapshot_id: int) -> bytes:
-    """A new id of a trace of this snapshot. `now` is milliseconds since 1970."""
-    return make(now, secrets.randbelow(BUCKETS), snapshot_id % SHARDS, secrets.randbits(58))
+def mint(now: int, snapshot_id: int, key: bytes = b"") -> bytes:
+    """A new id of a trace of this snapshot. `now` is milliseconds since 1970. Ids of one `key`
+    belong to one bucket, and so to one partition."""
+    bucket = int.from_bytes(key[:8], "big") % BUCKETS if key else secrets.randbelow(BUCKETS)
+    return make(now, bucket, snapshot_id % SHARDS, secrets.randbits(58))
 
 
 def make(now: int, bucket: int, shard: int, chance: int) -> bytes:

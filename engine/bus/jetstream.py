@@ -32,7 +32,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from engine.bus import subjects
-from engine.bus.port import FRAME_LIMIT, Fenced, Handle, Hear
+from engine.bus.port import FRAME_LIMIT, PRIORITIES, Fenced, Handle, Hear
 from engine.errors import Unavailable
 
 CONNECT_PATIENCE = 10.0  # seconds
@@ -526,18 +526,20 @@ class JetStreamBus:
             except Exception as error:
                 raise _unavailable(error) from error
         return await self._take(
-            subjects.TRIGGER_STREAM, name, f"flow.trigger.{partition}.*", handle
+            subjects.TRIGGER_STREAM, name, [f"flow.trigger.{partition}.*"], handle
         )
 
-    async def take_tasks(self, app: str, function: str, handle: Handle) -> _Intake:
-        return await self._take(
-            subjects.TASK_STREAM, f"{app}={function}", f"flow.task.{app}.{function}.*", handle
-        )
+    async def take_tasks(
+        self, app: str, function: str, handle: Handle, priorities: range = PRIORITIES
+    ) -> _Intake:
+        wanted = [subjects.task_subject(app, function, priority) for priority in priorities]
+        name = f"{app}={function}={priorities.start}"
+        return await self._take(subjects.TASK_STREAM, name, wanted, handle)
 
-    async def _take(self, stream: str, name: str, subject: str, handle: Handle) -> _Intake:
+    async def _take(self, stream: str, name: str, wanted: list[str], handle: Handle) -> _Intake:
         config = ConsumerConfig(
             durable_name=name,
-            filter_subject=subject,
+            filter_subjects=wanted,
             ack_policy=AckPolicy.EXPLICIT,
             deliver_policy=DeliverPolicy.ALL,
             ack_wait=_ACK_WAIT,

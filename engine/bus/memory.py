@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from engine.bus import subjects
-from engine.bus.port import Fenced, Handle, Hear
+from engine.bus.port import PRIORITIES, Fenced, Handle, Hear
 
 
 @dataclass(slots=True)
@@ -144,16 +144,16 @@ class MemoryDelivery:
 
 
 class MemoryIntake:
-    def __init__(self, space: MemorySpace, queue: str, pattern: str, handle: Handle) -> None:
+    def __init__(self, space: MemorySpace, queue: str, patterns: list[str], handle: Handle) -> None:
         self._space = space
-        self._pattern = pattern
+        self._patterns = patterns
         self.queue = queue
         self.handle = handle
         self.wanted = 0
         space.intakes.append(self)
 
     def matches(self, subject: str) -> bool:
-        return _matches(subject, self._pattern)
+        return any(_matches(subject, pattern) for pattern in self._patterns)
 
     async def ask(self, frames: int) -> None:
         self.wanted = frames
@@ -219,11 +219,13 @@ class MemoryBus:
 
     async def take_triggers(self, partition: int, handle: Handle) -> MemoryIntake:
         pattern = f"flow.trigger.{partition}.*"
-        return MemoryIntake(self.space, subjects.TRIGGER_STREAM, pattern, handle)
+        return MemoryIntake(self.space, subjects.TRIGGER_STREAM, [pattern], handle)
 
-    async def take_tasks(self, app: str, function: str, handle: Handle) -> MemoryIntake:
-        pattern = f"flow.task.{app}.{function}.*"
-        return MemoryIntake(self.space, subjects.TASK_STREAM, pattern, handle)
+    async def take_tasks(
+        self, app: str, function: str, handle: Handle, priorities: range = PRIORITIES
+    ) -> MemoryIntake:
+        patterns = [subjects.task_subject(app, function, priority) for priority in priorities]
+        return MemoryIntake(self.space, subjects.TASK_STREAM, patterns, handle)
 
     async def tell(self, subject: str, data: bytes) -> None:
         for listener in list(self.space.listeners):

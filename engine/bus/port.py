@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 MAX_FRAME = 524_288  # bytes we aim for; one item may be larger, up to the server's max_payload
+PRIORITIES = range(10)
 FRAME_LIMIT = 8_388_608  # bytes: the server's max_payload must be at least this
 
 
@@ -130,7 +131,12 @@ class Bus(Protocol):
         again at once."""
         ...
 
-    async def take_tasks(self, app: str, function: str, handle: Handle) -> Intake: ...
+    async def take_tasks(
+        self, app: str, function: str, handle: Handle, priorities: range = PRIORITIES
+    ) -> Intake:
+        """Tasks of these priorities, in the order in which they were offered. Takers of one
+        function must agree on how they share the priorities out."""
+        ...
 
     async def tell(self, subject: str, data: bytes) -> None:
         """A note for whoever listens now; it may be lost."""

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.core.failure import Failure
+from engine.core.machine import Outcome
 from engine.core.payload import Payload
+from engine.core.playbook import DEFAULT_PRIORITY
+
+
+class Rerun(msgspec.Struct, array_like=True):
+    """Another trace begins again at one of its nodes; empty: from the start. `outputs` and
+    `failures`, by node code, are outcomes that the new trace takes over; `input` replaces that
+    of the node."""
+
+    of: bytes
+    node: str
+    why: str
+    input: Payload | None
+    outputs: dict[str, Payload]
+    failures: dict[str, Failure]
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return {**self.outputs, **self.failures}
 
 
 class StartTrace(msgspec.Struct, array_like=True):
-    """An accepted trigger. `triggered_at` is milliseconds since 1970."""
+    """An accepted trigger. Times are milliseconds since 1970. `key` and `request` are digests of
+    an idempotency key and of what it was used for."""
 
     trace_id: bytes
     playbook_id: int
@@ -16,6 +36,11 @@ class StartTrace(msgspec.Struct, array_like=True):
     input: Payload
     triggered_at: int
     by: str
+    start_at: int = 0
+    priority: int = DEFAULT_PRIORITY
+    key: bytes = b""
+    request: bytes = b""
+    rerun: Rerun | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -12,6 +12,7 @@ import jsonschema_rs
 
 from engine.core.expressions import Expression, ExpressionSyntaxError
 from engine.core.findings import Finding, shorten
+from engine.core.payload import of_value
 from engine.core.playbook import (
     DEFAULT_PRIORITY,
     MAX_EDGES,
@@ -19,14 +20,17 @@ from engine.core.playbook import (
     UNSET,
     Edge,
     EdgeKind,
-    Node,
+    Hook,
+    Map,
     Nop,
     Playbook,
+    Repeat,
+    Sleep,
     Task,
     kind_name,
 )
 from engine.core.references import Reference, Root
-from engine.core.state import fits_state
+from engine.core.state import MAX_ENV, fits_state
 from engine.core.templates import (
     MAX_DEPTH,
     Template,
@@ -43,7 +47,7 @@ def check(playbook: Playbook) -> list[Finding]:
     findings += _edges(playbook)
     findings += _schemas(playbook)
     findings += _env(playbook)
-    findings += _not_available(playbook)
+    findings += _options(playbook)
     ancestors, cycle = _ancestors(playbook)
     findings += cycle
     findings += _data(playbook, ancestors)
@@ -145,75 +149,99 @@ def _env(playbook: Playbook) -> Iterator[Finding]:
     if not fits_state(playbook.env):
         message = "an integer in the env needs more than 64 bits"
         yield Finding("VALUE_INVALID", "env", message, mend="write it as a string")
+    size = len(of_value(playbook.env).data)
+    if size > MAX_ENV:
+        message = f"the env has {size} bytes; {MAX_ENV} are allowed"
+        yield Finding("BUDGET_EXCEEDED", "env", message, mend="keep large data in an input")
 
 
-def _not_available(playbook: Playbook) -> Iterator[Finding]:
-    """What the language has and this version does not run yet: refused, never ignored."""
+def _options(playbook: Playbook) -> Iterator[Finding]:
+    """Options that could never have an effect on a node of this kind."""
     for node in playbook.nodes:
-        path = f"nodes.{node.code}"
-        if not isinstance(node.kind, Task | Nop):
-            yield _later(f"{path}.{kind_name(node.kind)}", f"the node kind {kind_name(node.kind)}")
-        for option, given in (
-            ("queue_timeout", node.queue_timeout),
-            ("heartbeat", node.heartbeat),
-            ("priority", node.priority != DEFAULT_PRIORITY),
-            ("compensate", node.compensate is not None),
-            ("affinity", node.affinity),
-            ("hook", node.hook_after),
-        ):
-            if given:
-                yield _later(f"{path}.{option}", f"the option {option}")
-        if isinstance(node.kind, Nop):
-            yield from _idle_options(node, path)
-    if playbook.output_schema is not UNSET:
-        yield _later("output_schema", "output_schema")
-
-
-def _later(path: str, what: str) -> Finding:
-    return Finding("NOT_AVAILABLE", path, f"{what} is not available in this version")
-
-
-def _idle_options(node: Node, path: str) -> Iterator[Finding]:
-    """Options that could never have an effect on a node that needs no worker."""
-    for option, given in (
-        ("timeout", node.timeout),
-        ("total_timeout", node.total_timeout),
-        ("retry", node.retry.attempts > 1),
-        ("before", node.before),
-        ("after", node.after),
-        ("env", node.env is not UNSET),
-    ):
-        if given:
-            message = f"{option} has no effect on a nop"
-            yield Finding("OPTION_WITHOUT_EFFECT", f"{path}.{option}", message, mend="remove it")
+        calls = isinstance(node.kind, Task) or (
+            isinstance(node.kind, Map) and isinstance(node.kind.body, Task)
+        )
+        waits = isinstance(node.kind, Nop | Hook | Sleep)
+        given = {
+            "timeout": bool(node.timeout),
+            "total_timeout": bool(node.total_timeout),
+            "retry": node.retry.attempts > 1,
+            "compensate": node.compensate is not None,
+        }
+        of_workers = {
+            "queue_timeout": bool(node.queue_timeout),
+            "heartbeat": bool(node.heartbeat),
+            "priority": node.priority != DEFAULT_PRIORITY,
+            "before": bool(node.before),
+            "after": bool(node.after),
+            "env": node.env is not UNSET,
+            "affinity": node.affinity,
+        }
+        idle = [name for name, there in given.items() if there and waits]
+        idle += [name for name, there in of_workers.items() if there and not calls]
+        for option in idle:
+            kind = kind_name(node.kind)
+            message = f"{option} has no effect on a node of kind {kind}"
+            path = f"nodes.{node.code}.{option}"
+            yield Finding("OPTION_WITHOUT_EFFECT", path, message, mend="remove it")
 
 
 def _data(playbook: Playbook, ancestors: dict[str, set[str]]) -> Iterator[Finding]:
     """Templates and conditions: syntax, and references that lead somewhere."""
     codes = {node.code for node in playbook.nodes}
     for node in playbook.nodes:
+        visible, path = ancestors.get(node.code, codes), f"nodes.{node.code}"
+        is_map = isinstance(node.kind, Map)
         if node.input is not UNSET:
-            visible = ancestors.get(node.code, codes)
-            yield from _template(node.input, f"nodes.{node.code}.input", codes, visible, node.code)
+            yield from _template(
+                node.input, f"{path}.input", codes, visible, node.code, in_map=is_map
+            )
+        if isinstance(node.kind, Map):
+            yield from _template(node.kind.over, f"{path}.map.over", codes, visible, node.code)
+        elif isinstance(node.kind, Sleep) and node.kind.until is not None:
+            yield from _template(node.kind.until, f"{path}.until", codes, visible, node.code)
+        elif isinstance(node.kind, Repeat):
+            yield from _condition(
+                node.kind.until,
+                f"{path}.repeat.until",
+                codes,
+                visible | {node.code},
+                node.code,
+                in_map=True,
+            )
+        if node.compensate is not None and node.compensate.input is not UNSET:
+            yield from _template(
+                node.compensate.input,
+                f"{path}.compensate.input",
+                codes,
+                visible | {node.code},
+                node.code,
+            )
     for index, edge in enumerate(playbook.edges):
         if edge.kind is not EdgeKind.CHOICE:
             continue
         path = f"edges[{index}].when"
         visible = ancestors.get(edge.source, codes) | {edge.source}
-        try:
-            condition = Expression(edge.when)
-        except ExpressionSyntaxError as error:
-            message = f"{error} (at {error.position + 1})"
-            yield Finding("EXPRESSION_INVALID", path, message, shorten(edge.when))
-            continue
-        for reference in condition.references:
-            yield from _reference(reference, path, codes, visible, edge.source)
+        yield from _condition(edge.when, path, codes, visible, edge.source)
     if playbook.output is not UNSET:
         yield from _template(playbook.output, "output", codes, codes, "")
 
 
+def _condition(
+    text: str, path: str, codes: set[str], visible: set[str], owner: str, in_map: bool = False
+) -> Iterator[Finding]:
+    try:
+        condition = Expression(text)
+    except ExpressionSyntaxError as error:
+        message = f"{error} (at {error.position + 1})"
+        yield Finding("EXPRESSION_INVALID", path, message, shorten(text))
+        return
+    for reference in condition.references:
+        yield from _reference(reference, path, codes, visible, owner, in_map)
+
+
 def _template(
-    value: Any, path: str, codes: set[str], visible: set[str], owner: str
+    value: Any, path: str, codes: set[str], visible: set[str], owner: str, in_map: bool = False
 ) -> Iterator[Finding]:
     try:
         template: Template = compile_template(value)
@@ -229,14 +257,19 @@ def _template(
         yield Finding(code, where, str(error), shorten(error.text), mend)
         return
     for reference in references_of(template):
-        yield from _reference(reference, path, codes, visible, owner)
+        yield from _reference(reference, path, codes, visible, owner, in_map)
 
 
 def _reference(
-    reference: Reference, path: str, codes: set[str], visible: set[str], owner: str
+    reference: Reference,
+    path: str,
+    codes: set[str],
+    visible: set[str],
+    owner: str,
+    in_map: bool,
 ) -> Iterator[Finding]:
     text = reference.text
-    if reference.root in (Root.ITEM, Root.INDEX):
+    if reference.root in (Root.ITEM, Root.INDEX) and not in_map:
         message = f"{text} means something inside a map only"
         yield Finding("REFERENCE_OUT_OF_PLACE", path, message, text)
     elif reference.root is Root.HERE:

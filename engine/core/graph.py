@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from engine.core.expressions import Expression
 from engine.core.payload import of_value
-from engine.core.playbook import UNSET, Edge, EdgeKind, Join, Node, Playbook, Task
+from engine.core.playbook import (
+    UNSET,
+    Edge,
+    EdgeKind,
+    Join,
+    Map,
+    Node,
+    Playbook,
+    Repeat,
+    Sleep,
+    Subplaybook,
+    Task,
+)
 from engine.core.references import Reference
 from engine.core.templates import Template, compile_template
 
@@ -31,7 +45,10 @@ class GraphEdge:
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """`index` is the place in the document; a trace's events name nodes by it."""
+    """`index` is the place in the document; a trace's events name nodes by it.
+
+    A map and a repeat have a `body`: what an item or a round is, drawn as a node without edges.
+    `subject` is what the kind itself evaluates: a map's list, the moment that a sleep ends."""
 
     index: int
     code: str
@@ -46,6 +63,10 @@ class GraphNode:
     otherwise: GraphEdge | None
     errors: tuple[GraphEdge, ...]  # in the order of matching
     env: bytes  # the node's own env, a JSON object or empty
+    body: GraphNode | None
+    compensation: GraphNode | None
+    subject: Template | None
+    until: Expression | None
 
     @property
     def starts(self) -> bool:
@@ -105,6 +126,7 @@ def _node(index: int, node: Node, edges: Sequence[GraphEdge]) -> GraphNode:
     outgoing = tuple(edge for edge in edges if edge.source == index)
     by_priority = sorted(outgoing, key=lambda edge: edge.priority)  # stable: document order
     kinds = {kind: [edge for edge in by_priority if edge.kind is kind] for kind in EdgeKind}
+    incoming = tuple(edge for edge in edges if edge.target == index)
     return GraphNode(
         index=index,
         code=node.code,
@@ -112,14 +134,54 @@ def _node(index: int, node: Node, edges: Sequence[GraphEdge]) -> GraphNode:
         function=node.kind.function if isinstance(node.kind, Task) else "",
         input=None if node.input is UNSET else compile_template(node.input),
         join=node.join,
-        incoming=tuple(edge for edge in edges if edge.target == index),
+        incoming=incoming,
         outgoing=outgoing,
         parallel=tuple(kinds[EdgeKind.PARALLEL]),
         choices=tuple(kinds[EdgeKind.CHOICE]),
         otherwise=next(iter(kinds[EdgeKind.OTHERWISE]), None),
         errors=tuple(kinds[EdgeKind.ERROR]),
         env=b"" if node.env is UNSET else of_value(node.env).data,
+        body=_body(node),
+        compensation=_compensation(node),
+        subject=_subject(node),
+        until=Expression(node.kind.until) if isinstance(node.kind, Repeat) else None,
     )
+
+
+def _body(node: Node) -> GraphNode | None:
+    """One item of a map or one round of a repeat. A map's items have the node's options each; a
+    repeat's rounds have none, for they are the repeat's as a whole."""
+    if isinstance(node.kind, Map):
+        return _node(0, replace(node, kind=node.kind.body, compensate=None, hook_after=False), ())
+    if isinstance(node.kind, Repeat):
+        callee = Subplaybook(node.kind.playbook, node.kind.snapshot_id)
+        return _node(0, Node(node.code, callee, priority=node.priority), ())
+    return None
+
+
+def _compensation(node: Node) -> GraphNode | None:
+    if node.compensate is None:
+        return None
+    return _node(
+        0,
+        Node(
+            node.code,
+            Task(node.compensate.function),
+            input=node.compensate.input,
+            timeout=node.timeout,
+            retry=node.retry,
+            priority=node.priority,
+        ),
+        (),
+    )
+
+
+def _subject(node: Node) -> Template | None:
+    if isinstance(node.kind, Map):
+        return compile_template(node.kind.over)
+    if isinstance(node.kind, Sleep) and node.kind.until is not None:
+        return compile_template(node.kind.until)
+    return None
 
 
 def passes_whole(template: Template | None) -> Reference | None:

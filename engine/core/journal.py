@@ -5,13 +5,11 @@ The byte form is MessagePack of arrays (decision 0001). Fields are only ever app
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
-from engine.core.events import Event, TraceEnded, TraceStarted
-from engine.core.graph import Graph
-from engine.core.state import TraceState, apply, begin
+from engine.core.events import Event, ScopeOpened, TraceEnded, TraceRevived, TraceStarted
+from engine.core.keys import Keys
+from engine.core.state import Graphs, TraceState, apply, begin, load
 
 VERSION = 1
 
@@ -67,12 +65,10 @@ class PartitionState(msgspec.Struct, array_like=True):
     triggers: set[int] = set()
     handover: str = ""
     traces: dict[bytes, TraceState] = {}
+    keys: Keys = msgspec.field(default_factory=Keys)
 
 
-GraphOf = Callable[[int], Graph]
-
-
-def fold(state: PartitionState, sequence: int, frame: Frame, graph_of: GraphOf) -> set[bytes]:
+def fold(state: PartitionState, sequence: int, frame: Frame, graphs: Graphs) -> set[bytes]:
     """Applies a frame; returns the traces that it touched.
 
     A frame of an epoch lower than one seen before is passed over: of several that a deposed owner
@@ -88,7 +84,7 @@ def fold(state: PartitionState, sequence: int, frame: Frame, graph_of: GraphOf) 
     touched: set[bytes] = set()
     for entry in frame.entries:
         touched.add(entry.trace_id)
-        _fold_entry(state, entry, frame.at, graph_of)
+        _fold_entry(state, entry, frame.at, graphs)
     return touched
 
 
@@ -98,28 +94,42 @@ def raise_floor(state: PartitionState, floor: int) -> None:
         state.triggers = {sequence for sequence in state.triggers if sequence > floor}
 
 
-def _fold_entry(state: PartitionState, entry: Entry, at: int, graph_of: GraphOf) -> None:
+def _fold_entry(state: PartitionState, entry: Entry, at: int, graphs: Graphs) -> None:
     for event in entry.events:
         if isinstance(event, TraceStarted):
-            graph = graph_of(event.snapshot_id)
-            state.traces[entry.trace_id] = begin(graph, entry.trace_id, event, at)
-            if event.trigger:
-                state.triggers.add(event.trigger)
-            continue
-        trace = state.traces[entry.trace_id]
-        apply(graph_of(trace.snapshot_id), trace, event, at)
-        if isinstance(event, TraceEnded):
-            del state.traces[entry.trace_id]
+            state.traces[entry.trace_id] = begin(graphs, entry.trace_id, event, at)
+            note_start(state, entry.trace_id, event, at)
+        elif isinstance(event, TraceRevived):
+            state.traces[entry.trace_id] = load(event.state)
+        else:
+            apply(graphs, state.traces[entry.trace_id], event, at)
+            if isinstance(event, TraceEnded):
+                del state.traces[entry.trace_id]
+
+
+def note_start(state: PartitionState, trace_id: bytes, event: TraceStarted, at: int) -> None:
+    """What the partition remembers of a start beside the trace itself."""
+    if event.trigger:
+        state.triggers.add(event.trigger)
+    if event.key:
+        state.keys.add(event.key, trace_id, event.request, at)
 
 
 def snapshots_in(frame: Frame) -> set[tuple[int, int]]:
-    """(playbook, snapshot) of every trace that starts in the frame."""
-    return {
-        (event.playbook_id, event.snapshot_id)
-        for entry in frame.entries
-        for event in entry.events
-        if isinstance(event, TraceStarted)
-    }
+    """(playbook, snapshot) of everything that the frame's events need to be folded."""
+    found: set[tuple[int, int]] = set()
+    for entry in frame.entries:
+        for event in entry.events:
+            if isinstance(event, TraceStarted | ScopeOpened):
+                found.add((event.playbook_id, event.snapshot_id))
+            elif isinstance(event, TraceRevived):
+                found |= snapshots_of(load(event.state))
+    return {names for names in found if names[1]}  # maps and repeats run no snapshot of their own
+
+
+def snapshots_of(state: TraceState) -> set[tuple[int, int]]:
+    """(playbook, snapshot) of every scope of a trace."""
+    return {(scope.playbook_id, scope.snapshot_id) for scope in state.scopes if scope.snapshot_id}
 
 
 class Checkpoint(msgspec.Struct, array_like=True):
@@ -137,6 +147,7 @@ class Checkpoint(msgspec.Struct, array_like=True):
     parts: int
     traces: list[TraceState]
     gone: list[bytes]
+    keys: list[tuple[bytes, bytes, bytes, int]] = []  # of a full one all, else the new ones
 
 
 _checkpoint_decoder = msgspec.msgpack.Decoder(Checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -53,3 +54,16 @@ def of_value(value: Any) -> Payload:
 def json_text(value: Any) -> str:
     """Compact JSON text of the value."""
     return _encoder.encode(value).decode()
+
+
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+@lru_cache(maxsize=256)
+def _split(data: bytes) -> tuple[bytes, ...]:
+    return tuple(bytes(item) for item in _raw_list.decode(data))
+
+
+def list_items(payload: Payload) -> tuple[bytes, ...]:
+    """The JSON of each item of a payload that is a JSON list. Cached: a map asks once an item."""
+    return _split(payload.data)

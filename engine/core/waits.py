@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from engine.core.graph import Graph
-from engine.core.state import TraceState
+from engine.core.events import ScopeKind
+from engine.core.playbook import Hook, Map
+from engine.core.state import Graphs, NodeState, TraceState, drawn
 from engine.core.status import NodeStatus, TraceStatus
 
 
@@ -17,7 +18,13 @@ class WaitCode(IntEnum):
     WORKER_BUSY = 2
     NO_WORKER = 3
     BACKOFF = 4
+    SIGNAL = 5
+    SLEEP = 6
     PAUSED = 7
+    START = 11
+    WINDOW = 12
+    CALL = 13
+    CHILDREN = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +37,76 @@ class Wait:
     until: int = 0
 
 
-def why(graph: Graph, state: TraceState, index: int, offered: frozenset[str]) -> Wait | None:
-    """The reason, or None for a node that runs or has settled. `offered` names the functions
-    that live workers offer now."""
-    node, current = graph.nodes[index], state.nodes[index]
+def why(
+    graphs: Graphs, state: TraceState, scope: int, index: int, offered: frozenset[str]
+) -> Wait | None:
+    """The reason, or None for a node that has settled. `offered` names the functions that live
+    workers offer now."""
+    current = state.scopes[scope].nodes[index]
     if current.status.settled or state.status.ended:
         return None
     if state.status is TraceStatus.PAUSED:
         return Wait(WaitCode.PAUSED, "the trace is paused")
-    if current.status is NodeStatus.PENDING:
-        open_edges = {
-            graph.nodes[edge.source].code
-            for edge in node.incoming
-            if not state.nodes[edge.source].status.settled
-        }
-        names = tuple(sorted(open_edges))
-        return Wait(WaitCode.EDGES, f"waits for {', '.join(names)}", names)
+    match current.status:
+        case NodeStatus.PENDING:
+            return _pending(graphs, state, scope, index)
+        case NodeStatus.PAUSED:
+            return _hook(graphs, state, scope, index, current)
+        case NodeStatus.SLEEPING:
+            return Wait(WaitCode.SLEEP, "sleeps", (), current.due_at)
+        case NodeStatus.RUNNING:
+            return _call(graphs, state, scope, index, current)
+        case _:
+            return _queued(graphs, state, scope, index, current, offered)
+
+
+def _pending(graphs: Graphs, state: TraceState, scope: int, index: int) -> Wait:
+    if state.start_at:
+        return Wait(WaitCode.START, "the trace has not begun yet", (), state.start_at)
+    here = state.scopes[scope]
+    if here.kind is ScopeKind.MAP:
+        kind = drawn(graphs, state, here.parent, here.node).drawn.kind
+        assert isinstance(kind, Map)
+        return Wait(WaitCode.WINDOW, f"waits for one of {kind.concurrency} places in the map")
+    if here.kind is not ScopeKind.PLAYBOOK:
+        return Wait(WaitCode.WINDOW, "waits for the one before")
+    nodes = graphs.graph(here.snapshot_id).nodes
+    open_edges = {
+        nodes[edge.source].code
+        for edge in nodes[index].incoming
+        if not here.nodes[edge.source].status.settled
+    }
+    names = tuple(sorted(open_edges))
+    return Wait(WaitCode.EDGES, f"waits for {', '.join(names)}", names)
+
+
+def _hook(graphs: Graphs, state: TraceState, scope: int, index: int, current: NodeState) -> Wait:
+    kind = drawn(graphs, state, scope, index).drawn.kind
+    message = "waits for a signal" if isinstance(kind, Hook) else "has run; waits for a signal"
+    return Wait(WaitCode.SIGNAL, message, (), current.due_at)
+
+
+def _call(graphs: Graphs, state: TraceState, scope: int, index: int, current: NodeState) -> Wait:
+    if current.scope < 0 or state.scopes[current.scope].closed:
+        return Wait(WaitCode.CALL, "the snapshot to call is being looked up")
+    inner = state.scopes[current.scope]
+    settled = len(inner.nodes) - inner.open
+    return Wait(WaitCode.CHILDREN, f"{settled} of {len(inner.nodes)} inside have settled")
+
+
+def _queued(
+    graphs: Graphs,
+    state: TraceState,
+    scope: int,
+    index: int,
+    current: NodeState,
+    offered: frozenset[str],
+) -> Wait:
     if current.retry_at:
         cause = f" after {current.failure.code}" if current.failure else ""
         message = f"attempt {current.attempt + 1} follows{cause}"
         return Wait(WaitCode.BACKOFF, message, (), current.retry_at)
-    if node.function not in offered:
-        message = f"no live worker offers {node.function}"
-        return Wait(WaitCode.NO_WORKER, message, (node.function,))
-    return Wait(
-        WaitCode.WORKER_BUSY, f"waits for a free slot for {node.function}", (node.function,)
-    )
+    function = drawn(graphs, state, scope, index).function
+    if function not in offered:
+        return Wait(WaitCode.NO_WORKER, f"no live worker offers {function}", (function,))
+    return Wait(WaitCode.WORKER_BUSY, f"waits for a free slot for {function}", (function,))

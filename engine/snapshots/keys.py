@@ -14,6 +14,7 @@ SNAPSHOTS = "/flow/snapshot/"
 REVOKED = "/flow/revoked/"
 FUNCTIONS = "/flow/function/"
 PROJECTIONS = "/flow/projection/"
+GRANTS = "/flow/grant/"
 CLUSTER = "/flow/cluster"
 LEADER = "/flow/leader"
 
@@ -50,6 +51,11 @@ def revoked(token_id: str) -> str:
 
 def function(full_name: str) -> str:
     return f"{FUNCTIONS}{full_name}"
+
+
+def grant(grantee: str, target: str) -> str:
+    """There while the app may call the other app's `target` (`app/name` or `app/*`)."""
+    return f"{GRANTS}{grantee}/{target}"
 
 
 def projection(partition_number: int) -> str:

@@ -76,14 +76,23 @@ class Library:
         self._graphs: OrderedDict[int, Graph] = OrderedDict()
         self._active = Mirror(snapshots, keys.PLAYBOOKS)
         self._names = Mirror(snapshots, keys.NAMES)
+        self._grants = Mirror(snapshots, keys.GRANTS)
 
     async def open(self) -> None:
         await self._active.open()
         await self._names.open()
+        await self._grants.open()
 
     async def close(self) -> None:
         await self._active.close()
         await self._names.close()
+        await self._grants.close()
+
+    def granted(self, app: str, target: str) -> bool:
+        """Whether the app may call another app's function or playbook."""
+        owner = target.partition("/")[0]
+        wanted = (keys.grant(app, target), keys.grant(app, f"{owner}/*"))
+        return any(key in self._grants.entries for key in wanted)
 
     def playbook_id(self, full_name: str) -> int:
         """Errors: `NotFound`."""

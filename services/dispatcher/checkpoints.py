@@ -75,6 +75,7 @@ class Checkpoints:
             self._last = await self._log.last()
             self.kept = []
             return
+        state.keys.fresh.clear()
         self.kept = [*self.kept[-1:], state.sequence]
         self._stored = (set() if full else self._stored - gone) | set(wanted)
         if full:
@@ -94,6 +95,7 @@ def _merge(state: PartitionState, group: list[Checkpoint]) -> None:
             state.traces[trace.trace_id] = trace
         for trace_id in piece.gone:
             state.traces.pop(trace_id, None)
+        state.keys.restore(piece.keys)
 
 
 def _pieces(
@@ -121,6 +123,7 @@ def _pieces(
                 parts=len(groups),
                 traces=group,
                 gone=gone if part == 0 and not full else [],
+                keys=state.keys.records(full) if part == 0 else [],
             )
         )
         for part, group in enumerate(groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +17,8 @@ from services.dispatcher.sessions import Session
 
 WORKING_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
 MAX_FRAMES_ASKED = 64
+BANDS = (range(7, 10), range(4, 7), range(4))  # priorities that are fetched together
+MAX_SERVED = 50_000  # traces of which the gateway remembers the last worker
 _log = structlog.get_logger(__name__)
 
 TaskKey = tuple[bytes, str, int]  # trace, node, attempt
@@ -43,6 +45,7 @@ class HeldTask:
     feed: Feed
     session: Session | None = None
     done: bool = False
+    heard: float = 0.0  # the last sign of life of a task with a heartbeat, monotonic
 
 
 class Holding:
@@ -53,6 +56,9 @@ class Holding:
         # Results on their way to their owners, and whom to tell. At a takeover the new owner
         # dispatches such a task again before it has the result: nobody needs to run it.
         self.answers: dict[TaskKey, list[tuple[Session, TaskId]]] = {}
+        # Tasks at work whose node has a heartbeat.
+        self.beating: dict[TaskKey, HeldTask] = {}
+        self._served: OrderedDict[bytes, str] = OrderedDict()
 
     async def finish(self, tasks: Iterable[HeldTask]) -> None:
         """The tasks need nothing more; a frame leaves the bus with its last task."""
@@ -61,10 +67,33 @@ class Holding:
                 continue
             held.done = True
             self.tasks.pop(key_of(held.task), None)
+            self.beating.pop(key_of(held.task), None)
             held.frame.open -= 1
             if held.frame.open == 0:
                 held.feed.frames.discard(held.frame)
                 await held.frame.delivery.ack()
+
+    def note_served(self, trace_id: bytes, worker_id: str) -> None:
+        """The worker has had a task of the trace."""
+        self._served[trace_id] = worker_id
+        self._served.move_to_end(trace_id)
+        if len(self._served) > MAX_SERVED:
+            self._served.popitem(last=False)
+
+    def served_by(self, trace_id: bytes) -> str:
+        """The worker that had a task of the trace last; empty when nobody remembers."""
+        return self._served.get(trace_id, "")
+
+    def silent(self, now: float) -> list[HeldTask]:
+        """Tasks that were silent for longer than their heartbeat; each is named once."""
+        late = [
+            held
+            for held in self.beating.values()
+            if now - held.heard > held.task.heartbeat.ToMilliseconds() / 1_000
+        ]
+        for held in late:
+            del self.beating[key_of(held.task)]
+        return late
 
 
 Recheck = Callable[[int, list[Task]], Awaitable[list[bool]]]
@@ -81,22 +110,24 @@ class Feed:
     sessions: list[Session] = field(default_factory=list)
     waiting: deque[HeldTask] = field(default_factory=deque)
     frames: set[HeldFrame] = field(default_factory=set)
-    _intake: Intake | None = None
+    _intakes: list[Intake] = field(default_factory=list)
     _keeper: asyncio.Task[None] | None = None
     _per_frame: float = 1.0
     _next: int = 0
 
     async def open(self) -> None:
         app, _, name = self.function.partition("/")
-        self._intake = await self.bus.take_tasks(app, name, self._delivered)
+        for band in BANDS:
+            intake = await self.bus.take_tasks(app, name, self._delivered, band)
+            self._intakes.append(intake)
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
         """Gives back what no worker has taken up."""
         if self._keeper is not None:
             self._keeper.cancel()
-        if self._intake is not None:
-            await self._intake.close()
+        for intake in self._intakes:
+            await intake.close()
         await self.give_back(list(self.waiting))
         self.waiting.clear()
 
@@ -123,8 +154,15 @@ class Feed:
             for task in fresh:
                 held = HeldTask(task, held_frame, self)
                 self.holding.tasks[key_of(task)] = held
-                self.waiting.append(held)
+                self._line_up(held)
         await self.pump()
+
+    def _line_up(self, held: HeldTask) -> None:
+        """Behind those of its priority and of higher ones."""
+        priority, place = held.task.priority, len(self.waiting)
+        while place and self.waiting[place - 1].task.priority < priority:
+            place -= 1
+        self.waiting.insert(place, held)
 
     async def pump(self) -> None:
         """Gives waiting tasks to workers with free slots, then asks the bus for what is left."""
@@ -134,10 +172,12 @@ class Feed:
                 break
             held = self.waiting.popleft()
             if not held.done and key_of(held.task) not in self.holding.answers:
+                session = self._preferred(held.task) or session
                 held.session = session
                 session.assign(key_of(held.task), held.task)
-        if self._intake is not None:
-            await self._intake.ask(self._demand())
+                self.holding.note_served(held.task.id.trace_id, session.worker_id)
+        for band, intake in zip(BANDS, self._intakes, strict=False):
+            await intake.ask(self._demand(band.start))
 
     def _free(self) -> Session | None:
         """The next worker in turn that has a free slot and takes this function."""
@@ -148,13 +188,25 @@ class Feed:
                 return session
         return None
 
-    def _demand(self) -> int:
+    def _preferred(self, task: Task) -> Session | None:
+        """The worker that served the trace before, if the task asks for it and it is free."""
+        if not task.affinity:
+            return None
+        name = self.holding.served_by(task.id.trace_id)
+        for session in self.sessions:
+            if session.worker_id == name and session.credit > 0:
+                return None if self.function in session.paused else session
+        return None
+
+    def _demand(self, priority: int) -> int:
+        """Frames of this priority or more that could be worked on at once. What waits here with
+        less does not count: it would be overtaken."""
         free = sum(
             max(0, session.credit)
             for session in self.sessions
             if self.function not in session.paused
         )
-        wanted = free - len(self.waiting)
+        wanted = free - sum(1 for held in self.waiting if held.task.priority >= priority)
         if wanted <= 0:
             return 0
         return min(MAX_FRAMES_ASKED, max(1, int(wanted / self._per_frame)))

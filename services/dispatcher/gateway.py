@@ -20,11 +20,11 @@ import structlog
 from engine.bus import subjects
 from engine.bus.port import Bus, Listening
 from engine.clock import Clock
-from engine.core.failure import Failure
+from engine.core.failure import Code, Failure
 from engine.errors import Invalid, MagicflowError, NotFound, Unavailable
 from engine.ids import partition_of
-from engine.wire import failure as failure_of
-from engine.wire import json_complaint, milliseconds, payload, timestamp
+from engine.wire.values import failure as failure_of
+from engine.wire.values import json_complaint, milliseconds, payload, timestamp
 from magicflow.v1.task_pb2 import (
     RESULT_VERDICT_ACCEPTED,
     RESULT_VERDICT_REFUSED,
@@ -43,6 +43,7 @@ from services.dispatcher.roster import Roster
 from services.dispatcher.sessions import Session, TaskKey
 
 MAX_SLOTS = 10_000
+WATCH_EVERY = 0.25  # seconds between looks at silent workers and tasks
 _log = structlog.get_logger(__name__)
 
 
@@ -183,7 +184,9 @@ class Gateway:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(WATCH_EVERY)
+            if self._holding.beating:
+                self._report_silent()
             for session in list(self.sessions.values()):
                 if not session.alive():
                     _log.warning("worker is silent", worker=session.worker_id)
@@ -227,7 +230,12 @@ class Gateway:
         self._refill(session)
 
     def progress(self, session: Session, items: Iterable[TaskProgress]) -> None:
-        """Signs of life of single tasks; the stream's own liveness covers them today."""
+        """Signs of life of single tasks, for those whose node has a heartbeat."""
+        now = time.monotonic()
+        for item in items:
+            held = self._holding.beating.get((item.id.trace_id, item.id.node, item.id.attempt))
+            if held is not None and held.session is session:
+                held.heard = now
 
     def receipts(self, session: Session, receipts: Iterable[CommandReceipt]) -> None:
         for receipt in receipts:
@@ -252,6 +260,8 @@ class Gateway:
         at = self._clock.now()
         by_partition: dict[int, list[Began]] = defaultdict(list)
         for task in tasks:
+            if task.HasField("heartbeat"):
+                self._listen_for(task)
             partition = partition_of(task.id.trace_id, self._partitions)
             note = (task.id.trace_id, task.id.node, task.id.attempt, session.worker_id, at)
             by_partition[partition].append(note)
@@ -260,6 +270,26 @@ class Gateway:
             if owner is None or not owner.began(notes):
                 data = msgspec.msgpack.encode(notes)
                 self._spawn(self._bus.tell(subjects.began_subject(partition), data))
+
+    def _listen_for(self, task: Task) -> None:
+        held = self._holding.tasks.get(key_of(task))
+        if held is not None and not held.done:
+            held.heard = time.monotonic()
+            self._holding.beating[key_of(task)] = held
+
+    def _report_silent(self) -> None:
+        """An attempt that is silent for too long is lost: its owner hears so as of a failure,
+        and cancels what may still run."""
+        for held in self._holding.silent(time.monotonic()):
+            task = held.task
+            seconds = task.heartbeat.ToMilliseconds() / 1_000
+            message = f"no heartbeat for {seconds:g} s"
+            failure = Failure(Code.HEARTBEAT_TIMEOUT, message, retryable=True)
+            partition = partition_of(task.id.trace_id, self._partitions)
+            result = Result(
+                task.id.trace_id, task.id.node, task.id.attempt, None, failure, b"", "", 0
+            )
+            self._lanes[partition].push([result])
 
     async def command(self, worker_id: str, command: Command, timeout: float) -> CommandReceipt:
         """Sends a command and waits for its receipt. Errors: `NotFound`, `TimeoutError`."""

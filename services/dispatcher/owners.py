@@ -8,7 +8,7 @@ from engine.core.payload import Payload
 from engine.errors import Unavailable
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.status import from_call
-from engine.wire import failure_message, payload_message, timestamp
+from engine.wire.values import failure_message, payload_message, timestamp
 from magicflow.v1.partition_service_pb2 import DeliverRequest, OwedRequest
 from magicflow.v1.task_pb2 import RESULT_VERDICT_ACCEPTED, Task, TaskId, TaskResult
 from services.dispatcher.lanes import Began, Owner

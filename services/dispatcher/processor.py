@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import structlog
 
 from engine.bus.port import MAX_FRAME, Bus, Delivery, Fenced, Intake
 from engine.bus.triggers import StartTrace, decode_triggers
 from engine.clock import Clock
-from engine.core import machine
-from engine.core.effects import Cancel, Dispatch, Effect, Notify, Wake, effects_of, owed
-from engine.core.events import Event, TraceEnded, TraceStarted
+from engine.core import machine, steering
+from engine.core.effects import Cancel, Dispatch, Effect, Lookup, Notify, Wake, effects_of, owed
+from engine.core.events import Event, TraceEnded, TraceRevived, TraceStarted
 from engine.core.failure import Failure
-from engine.core.graph import Graph
 from engine.core.journal import (
     VERSION,
     Entry,
@@ -33,15 +33,30 @@ from engine.core.journal import (
     decode_frame,
     encode_frame,
     fold,
+    note_start,
     raise_floor,
     snapshots_in,
+    snapshots_of,
 )
-from engine.core.machine import Command, Failed, Succeeded, TimerFired
+from engine.core.machine import Began, Call, Command, Failed, Outcome, Succeeded, TimerFired
 from engine.core.payload import Payload
-from engine.core.state import TraceState
-from engine.errors import MagicflowError, NotFound, Unavailable
+from engine.core.places import find as find_place
+from engine.core.places import path_of
+from engine.core.playbook import Subplaybook
+from engine.core.state import TraceState, drawn, load
+from engine.core.steering import Act, Refused, Verb
+from engine.errors import (
+    AlreadyExists,
+    Exhausted,
+    Invalid,
+    MagicflowError,
+    NotFound,
+    Unavailable,
+    WrongState,
+)
+from engine.snapshots.callees import Callees
 from engine.snapshots.library import Library
-from engine.wire import outcome_message, task_env, task_message
+from engine.wire.traces import outcome_message, task_message
 from magicflow.v1.task_pb2 import Task, TaskId
 from services.dispatcher.checkpoints import Checkpoints
 from services.dispatcher.outbox import Outbox
@@ -80,9 +95,26 @@ class _Results:
 
 @dataclass(slots=True)
 class _Operation:
+    """`former` is the state of an ended trace that shall run again."""
+
+    trace_id: bytes
+    act: Act
+    future: asyncio.Future[None]
+    former: TraceState | None = None
+
+
+@dataclass(slots=True)
+class _Note:
+    """A command of the owner's own making, that nobody waits for."""
+
     trace_id: bytes
     command: Command
-    future: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _KeyedStart:
+    trigger: StartTrace
+    future: asyncio.Future[tuple[bytes, bool]]
 
 
 @dataclass(slots=True)
@@ -97,7 +129,7 @@ class _Turn:
 
     at: int
     entries: dict[bytes, Entry] = field(default_factory=dict)
-    effects: list[tuple[bytes, Graph, TraceState, Effect]] = field(default_factory=list)
+    effects: list[tuple[bytes, TraceState, Effect]] = field(default_factory=list)
     answers: list[tuple[asyncio.Future[Any], Any]] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     weight: int = 0
@@ -125,17 +157,17 @@ class Processor:
         self.partition = partition
         self.epoch = epoch
         self._bus = bus
-        self._library = library
         self._clock = clock
         self._log = bus.partition_log(partition)
         self._checkpoints = Checkpoints(bus.checkpoint_log(partition))
         self._outbox = Outbox(bus, partition, epoch)
         self._state = PartitionState()
-        self._graphs: dict[int, Graph] = {}
+        self._graphs = Callees(library)
         self._timers = Timers()
         self._tail = 0
         self._number = 0
-        self._arrived: deque[_Results | _Operation] = deque()
+        self._arrived: deque[_Results | _Operation | _Note | _KeyedStart] = deque()
+        self._lookups: set[asyncio.Task[None]] = set()
         self._starts: deque[_Starts] = deque()
         self._starts_waiting = 0
         self._intake: Intake | None = None
@@ -150,8 +182,8 @@ class Processor:
         self._bytes_since = 0
         self._floor = 0
         self._redispatch = False
-        self._running: dict[bytes, dict[tuple[int, int], tuple[str, int]]] = {}
-        self._recent: OrderedDict[bytes, tuple[Graph, TraceState, int]] = OrderedDict()
+        self._running: dict[bytes, dict[tuple[int, int, int], tuple[str, int]]] = {}
+        self._recent: OrderedDict[bytes, tuple[TraceState, int]] = OrderedDict()
         self._recent_bytes = 0
         self.projected = 0  # what the projection has taken; set by the owner of this object
 
@@ -164,7 +196,7 @@ class Processor:
         """
         self._state = await self._checkpoints.load()
         for trace in self._state.traces.values():
-            await self._ensure_graph(trace.playbook_id, trace.snapshot_id)
+            await self._load(trace)
         while True:
             await self._read_log()
             if self.epoch <= self._state.epoch:
@@ -179,7 +211,7 @@ class Processor:
                 continue  # the former owner was faster: read what it wrote
             break
         handover = self._state.handover
-        fold(self._state, self._tail + 1, opening, self._graph)
+        fold(self._state, self._tail + 1, opening, self._graphs)
         self._tail += 1
         self._number = 1
         clean = handover and handover == await self._bus.tasks_identity()
@@ -190,8 +222,8 @@ class Processor:
         async for sequence, data in self._log.read(self._state.sequence, last):
             frame = decode_frame(data)
             for playbook_id, snapshot_id in snapshots_in(frame):
-                await self._ensure_graph(playbook_id, snapshot_id)
-            touched = fold(self._state, sequence, frame, self._graph)
+                await self._graphs.load(playbook_id, snapshot_id)
+            touched = fold(self._state, sequence, frame, self._graphs)
             self._note_change(touched)
         self._tail = max(last, self._state.sequence)
         self._state.sequence = self._tail
@@ -200,11 +232,10 @@ class Processor:
         """Timers always; dispatches unless the clean owner before has left them on the bus."""
         turn = _Turn(self._clock.now())
         for trace_id, trace in list(self._state.traces.items()):
-            graph = self._graph(trace.snapshot_id)
-            for effect in owed(graph, trace):
+            for effect in owed(self._graphs, trace):
                 if again or not isinstance(effect, Dispatch):
-                    turn.effects.append((trace_id, graph, trace, effect))
-            self._record(turn, graph, trace, machine.resume(graph, trace, turn.at))
+                    turn.effects.append((trace_id, trace, effect))
+            self._record(turn, trace, machine.resume(self._graphs, trace, turn.at))
         await self._queue(turn)
 
     async def run(self) -> None:
@@ -228,6 +259,8 @@ class Processor:
             with contextlib.suppress(asyncio.CancelledError):
                 await committer
             await self._intake.close()
+            for lookup in self._lookups:
+                lookup.cancel()
             self._refuse_all()
             await self._outbox.close()
 
@@ -261,19 +294,46 @@ class Processor:
         self._push(_Results(results, future), future)
         return future
 
-    def operate(self, trace_id: bytes, command: Command) -> asyncio.Future[None]:
-        """Completes once the command's events are committed. Errors in the future: `NotFound`
-        for a trace that does not live here, `Unavailable`."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._push(_Operation(trace_id, command, future), future)
-        return future
+    async def operate(self, trace_id: bytes, act: Act, former: bytes = b"") -> None:
+        """Returns once the act is committed. `former` is the state of an ended trace to retry,
+        for when this owner has forgotten it.
 
-    def _push(self, item: _Results | _Operation, future: asyncio.Future[Any]) -> None:
+        Errors: `NotFound` for a trace that does not live here, `WrongState` and others that say
+        why the act is refused, `Unavailable`.
+        """
+        ended: TraceState | None = None
+        if act.verb is Verb.RETRY and trace_id not in self._state.traces:
+            recent = self._recent.get(trace_id)
+            ended = recent[0] if recent is not None else load(former) if former else None
+            if ended is not None:
+                await self._load(ended)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._push(_Operation(trace_id, act, future, ended), future)
+        await future
+
+    async def start(self, trigger: StartTrace) -> tuple[bytes, bool]:
+        """Starts a trace under an idempotency key: (its trace, whether the key had started it
+        before). Returns once that is committed.
+
+        Errors: `Conflict` when the key was used for something else, `Overloaded`, `NotFound`,
+        `Unavailable`.
+        """
+        await self._graphs.load(trigger.playbook_id, trigger.snapshot_id)
+        future: asyncio.Future[tuple[bytes, bool]] = asyncio.get_running_loop().create_future()
+        self._push(_KeyedStart(trigger, future), future)
+        return await future
+
+    def _push(self, item: _Results | _Operation | _KeyedStart, future: asyncio.Future[Any]) -> None:
         if self._ended is not None:
             future.set_exception(_lost(self.partition))
             return
         self._arrived.append(item)
         self._wake.set()
+
+    def _note(self, trace_id: bytes, command: Command) -> None:
+        if self._ended is None:
+            self._arrived.append(_Note(trace_id, command))
+            self._wake.set()
 
     def owed(self, tasks: Sequence[tuple[bytes, str, int]]) -> list[bool]:
         """Which of (trace, node, attempt) still want a result."""
@@ -283,35 +343,41 @@ class Processor:
         trace = self._state.traces.get(trace_id)
         if trace is None:
             return False
-        index = self._graph(trace.snapshot_id).by_code.get(node, -1)
-        return machine.is_current(trace, index, attempt)
+        place = find_place(self._graphs, trace, node)
+        return place is not None and machine.is_current(trace, *place, attempt)
 
     def began(self, trace_id: bytes, node: str, attempt: int, worker: str, at: int) -> None:
-        """A gateway saw a worker begin. Kept in memory for whoever looks; it decides nothing."""
+        """A gateway saw a worker begin. Kept in memory for whoever looks; it decides something
+        only where the node has a queue_timeout."""
         trace = self._state.traces.get(trace_id)
-        if trace is None:
+        place = find_place(self._graphs, trace, node) if trace is not None else None
+        if trace is None or place is None or not machine.is_current(trace, *place, attempt):
             return
-        index = self._graph(trace.snapshot_id).by_code.get(node, -1)
-        if machine.is_current(trace, index, attempt):
-            self._running.setdefault(trace_id, {})[index, attempt] = (worker, at)
+        self._running.setdefault(trace_id, {})[*place, attempt] = (worker, at)
+        if drawn(self._graphs, trace, *place).drawn.queue_timeout:
+            self._note(trace_id, Began(*place, attempt, worker))
 
-    def running(self, trace_id: bytes) -> dict[tuple[int, int], tuple[str, int]]:
-        """Which attempts of a live trace have begun: (node, attempt) to (worker, time)."""
+    def running(self, trace_id: bytes) -> dict[tuple[int, int, int], tuple[str, int]]:
+        """Which attempts of a live trace have begun: (scope, node, attempt) to (worker, time)."""
         return self._running.get(trace_id, {})
 
-    def find(self, trace_id: bytes) -> tuple[Graph, TraceState] | None:
+    @property
+    def graphs(self) -> Callees:
+        return self._graphs
+
+    def find(self, trace_id: bytes) -> TraceState | None:
         """A live trace, or one that ended a short while ago."""
         trace = self._state.traces.get(trace_id)
         if trace is not None:
-            return self._graph(trace.snapshot_id), trace
+            return trace
         recent = self._recent.get(trace_id)
-        return (recent[0], recent[1]) if recent is not None else None
+        return recent[0] if recent is not None else None
 
     async def _delivered(self, delivery: Delivery) -> None:
         try:
             triggers = decode_triggers(delivery.data)
             for trigger in triggers:
-                await self._ensure_graph(trigger.playbook_id, trigger.snapshot_id)
+                await self._graphs.load(trigger.playbook_id, trigger.snapshot_id)
         except Unavailable:
             await delivery.give_back(1.0)
             return
@@ -330,12 +396,9 @@ class Processor:
     def _room(self) -> int:
         return 0 if self._starts_waiting >= STARTS_WAITING else 64
 
-    async def _ensure_graph(self, playbook_id: int, snapshot_id: int) -> None:
-        if snapshot_id not in self._graphs:
-            self._graphs[snapshot_id] = await self._library.graph(playbook_id, snapshot_id)
-
-    def _graph(self, snapshot_id: int) -> Graph:
-        return self._graphs[snapshot_id]
+    async def _load(self, trace: TraceState) -> None:
+        for playbook_id, snapshot_id in snapshots_of(trace):
+            await self._graphs.load(playbook_id, snapshot_id)
 
     def _tasks_lost(self) -> None:
         self._redispatch = True
@@ -388,7 +451,7 @@ class Processor:
         for trace_id, wake in self._timers.due(turn.at, TURN_ITEMS):
             trace = self._state.traces.get(trace_id)
             if trace is not None:
-                command = TimerFired(wake.kind, wake.node, wake.attempt)
+                command = TimerFired(wake.kind, wake.scope, wake.node, wake.attempt)
                 self._decide(turn, trace, command)
 
     def _take_arrived(self, turn: _Turn) -> None:
@@ -399,24 +462,31 @@ class Processor:
                 count += len(item.items)
                 accepted = [self._take_result(turn, result) for result in item.items]
                 turn.answers.append((item.future, accepted))
-            else:
-                count += 1
+                continue
+            count += 1
+            if isinstance(item, _Operation):
                 self._take_operation(turn, item)
+            elif isinstance(item, _KeyedStart):
+                self._take_keyed(turn, item)
+            else:
+                trace = self._state.traces.get(item.trace_id)
+                if trace is not None:
+                    self._decide(turn, trace, item.command)
 
     def _take_result(self, turn: _Turn, result: Result) -> bool:
         trace = self._state.traces.get(result.trace_id)
         if trace is None:
             return False
-        index = self._graph(trace.snapshot_id).by_code.get(result.node, -1)
-        if not machine.is_current(trace, index, result.attempt):
+        place = find_place(self._graphs, trace, result.node)
+        if place is None or not machine.is_current(trace, *place, result.attempt):
             return False
         command: Command
         if result.failure is not None:
-            command = Failed(index, result.attempt, result.failure, result.worker)
+            command = Failed(*place, result.attempt, result.failure, result.worker)
         else:
             assert result.output is not None
             command = Succeeded(
-                index,
+                *place,
                 result.attempt,
                 result.output,
                 result.env,
@@ -427,12 +497,52 @@ class Processor:
 
     def _take_operation(self, turn: _Turn, item: _Operation) -> None:
         trace = self._state.traces.get(item.trace_id)
-        if trace is None:
-            error = NotFound("no such live trace", reason="TRACE_NOT_FOUND")
+        try:
+            if trace is not None:
+                events = steering.steer(self._graphs, trace, item.act, turn.at)
+                self._record(turn, trace, events)
+            elif item.former is not None:
+                self._revive(turn, item, item.former)
+            else:
+                raise NotFound("no such live trace", reason="TRACE_NOT_FOUND")
+        except Refused as refused:
+            turn.answers.append((item.future, _refusal(refused)))
+        except NotFound as error:
             turn.answers.append((item.future, error))
-            return
-        self._decide(turn, trace, item.command)
-        turn.answers.append((item.future, None))
+        else:
+            turn.answers.append((item.future, None))
+
+    def _revive(self, turn: _Turn, item: _Operation, former: TraceState) -> None:
+        trace, events = steering.retry(self._graphs, former, item.act, turn.at)
+        size = _weight(events[0])
+        if size > 4 * MAX_FRAME:
+            message = f"the trace's state has {size} bytes; {4 * MAX_FRAME} can be revived"
+            raise Refused("TRACE_STATE", message, "rerun it from a node instead")
+        self._recent.pop(item.trace_id, None)
+        self._state.traces[item.trace_id] = trace
+        self._record(turn, trace, events)
+
+    def _take_keyed(self, turn: _Turn, item: _KeyedStart) -> None:
+        trigger, keys = item.trigger, self._state.keys
+        known = keys.find(trigger.key, turn.at)
+        answer: Any
+        if known is None and keys.full(turn.at):
+            answer = Exhausted(
+                "too many idempotency keys are remembered", reason="OVERLOADED", retry_after=60.0
+            )
+        elif known is None:
+            self._start(turn, trigger, 0)
+            answer = (trigger.trace_id, False)
+        elif known[1] != trigger.request:
+            answer = AlreadyExists(
+                f"this idempotency key started {known[0].hex()} with another input or snapshot",
+                reason="IDEMPOTENCY_CONFLICT",
+                mend="use a key of its own for each request",
+                metadata={"trace_id": known[0].hex()},
+            )
+        else:
+            answer = (known[0], True)
+        turn.answers.append((item.future, answer))
 
     def _take_starts(self, turn: _Turn) -> None:
         count = 0
@@ -453,7 +563,7 @@ class Processor:
     def _start(self, turn: _Turn, trigger: StartTrace, sequence: int) -> None:
         if trigger.trace_id in self._state.traces:
             return
-        graph = self._graph(trigger.snapshot_id)
+        graph = self._graphs.graph(trigger.snapshot_id)
         started = TraceStarted(
             trigger.playbook_id,
             trigger.snapshot_id,
@@ -463,20 +573,37 @@ class Processor:
             trigger.triggered_at,
             trigger.by,
             sequence,
+            trigger.start_at,
+            trigger.priority,
+            trigger.key,
+            trigger.request,
         )
-        trace, events = machine.start(graph, trigger.trace_id, started, turn.at)
+        outcomes: dict[int, Outcome] = {}
+        rerun = trigger.rerun
+        if rerun is not None:
+            codes = graph.by_code
+            outcomes = {codes[code]: outcome for code, outcome in rerun.outcomes().items()}
+            started = msgspec.structs.replace(
+                started,
+                rerun_of=rerun.of,
+                patched=codes[rerun.node] if rerun.node and rerun.input is not None else -1,
+                patch=rerun.input if rerun.node else None,
+            )
+        trace, events = machine.start(self._graphs, trigger.trace_id, started, turn.at, outcomes)
+        if rerun is not None:
+            events[1:1] = steering.recorded(
+                self._graphs, trace, Act(Verb.RERUN, trigger.by, rerun.why, rerun.node)
+            )
         self._state.traces[trigger.trace_id] = trace
-        if sequence:
-            self._state.triggers.add(sequence)
-        self._record(turn, graph, trace, events)
+        note_start(self._state, trigger.trace_id, started, turn.at)
+        self._record(turn, trace, events)
 
     def _decide(self, turn: _Turn, trace: TraceState, command: Command) -> bool:
-        graph = self._graph(trace.snapshot_id)
-        events = machine.decide(graph, trace, command, turn.at)
-        self._record(turn, graph, trace, events)
+        events = machine.decide(self._graphs, trace, command, turn.at)
+        self._record(turn, trace, events)
         return bool(events)
 
-    def _record(self, turn: _Turn, graph: Graph, trace: TraceState, events: list[Event]) -> None:
+    def _record(self, turn: _Turn, trace: TraceState, events: list[Event]) -> None:
         if not events:
             return
         trace_id = trace.trace_id
@@ -487,8 +614,8 @@ class Processor:
             entry.events.extend(events)
         for event in events:
             turn.weight += _weight(event)
-            for effect in effects_of(graph, trace, event):
-                turn.effects.append((trace_id, graph, trace, effect))
+            for effect in effects_of(self._graphs, trace, event):
+                turn.effects.append((trace_id, trace, effect))
         if isinstance(events[-1], TraceEnded):
             del self._state.traces[trace_id]
             self._running.pop(trace_id, None)
@@ -555,18 +682,20 @@ class Processor:
         tasks: list[Task] = []
         cancels: list[TaskId] = []
         outcomes: list[tuple[bytes, bytes]] = []
-        for trace_id, graph, trace, effect in turn.effects:
+        for trace_id, trace, effect in turn.effects:
             if isinstance(effect, Dispatch):
-                if machine.is_current(trace, effect.node, effect.attempt):
-                    env = task_env(graph, trace, effect.node)
-                    tasks.append(task_message(graph, trace, effect.node, self.epoch, env))
+                if machine.is_current(trace, effect.scope, effect.node, effect.attempt):
+                    task = task_message(self._graphs, trace, effect.scope, effect.node, self.epoch)
+                    tasks.append(task)
             elif isinstance(effect, Wake):
                 self._timers.add(trace_id, effect)
             elif isinstance(effect, Cancel):
-                code = graph.nodes[effect.node].code
-                cancels.append(TaskId(trace_id=trace_id, node=code, attempt=effect.attempt))
+                path = path_of(self._graphs, trace, effect.scope, effect.node)
+                cancels.append(TaskId(trace_id=trace_id, node=path, attempt=effect.attempt))
+            elif isinstance(effect, Lookup):
+                self._look_up(trace_id, trace, effect)
             elif isinstance(effect, Notify):
-                outcomes.append((trace_id, self._outcome(graph, trace)))
+                outcomes.append((trace_id, self._outcome(trace)))
         if tasks:
             await self._outbox.dispatch(tasks)
         if cancels:
@@ -583,23 +712,53 @@ class Processor:
             else:
                 future.set_result(answer)
 
-    def _outcome(self, graph: Graph, trace: TraceState) -> bytes:
+    def _look_up(self, trace_id: bytes, trace: TraceState, effect: Lookup) -> None:
+        kind = drawn(self._graphs, trace, effect.scope, effect.node).drawn.kind
+        assert isinstance(kind, Subplaybook)
+        lookup = asyncio.create_task(self._find_callee(trace_id, effect, kind))
+        self._lookups.add(lookup)
+        lookup.add_done_callback(self._lookups.discard)
+
+    async def _find_callee(self, trace_id: bytes, effect: Lookup, callee: Subplaybook) -> None:
+        pause = 0.1
+        while True:
+            try:
+                failure = await self._graphs.look_up(callee)
+            except Unavailable as error:
+                _log.warning("callee cannot be looked up", callee=callee.playbook, why=str(error))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 5.0)
+            except MagicflowError as error:
+                failure = Failure(error.reason, error.message)
+                break
+            else:
+                break
+        self._note(trace_id, Call(effect.scope, effect.node, failure))
+
+    def _outcome(self, trace: TraceState) -> bytes:
         outcome = outcome_message(trace).SerializeToString()
-        self._remember(graph, trace, len(outcome))
+        self._remember(trace, len(outcome))
         return outcome
 
-    def _remember(self, graph: Graph, trace: TraceState, size: int) -> None:
-        weight = size + sum(len(n.output.data) for n in trace.nodes if n.output is not None)
-        self._recent[trace.trace_id] = (graph, trace, weight)
+    def _remember(self, trace: TraceState, size: int) -> None:
+        if trace.trace_id in self._state.traces:
+            return  # it runs again already
+        weight = size + sum(
+            len(node.output.data)
+            for scope in trace.scopes
+            for node in scope.nodes
+            if node.output is not None
+        )
+        self._recent[trace.trace_id] = (trace, weight)
         self._recent_bytes += weight
         while len(self._recent) > RECENT_OUTCOMES or self._recent_bytes > RECENT_BYTES:
-            _, (_, _, freed) = self._recent.popitem(last=False)
+            _, (_, freed) = self._recent.popitem(last=False)
             self._recent_bytes -= freed
 
     def _refuse_all(self) -> None:
         """The partition is lost: whoever waits asks its next owner."""
         waiting = [answer for flight in self._flights for answer in flight.turn.answers]
-        waiting += [(item.future, None) for item in self._arrived]
+        waiting += [(item.future, None) for item in self._arrived if not isinstance(item, _Note)]
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(_lost(self.partition))
@@ -642,12 +801,25 @@ class Processor:
         trace = self._state.traces.get(trace_id)
         if trace is None:
             return False
-        return wake.node < 0 or not trace.nodes[wake.node].status.settled
+        return wake.node < 0 or not trace.scopes[wake.scope].nodes[wake.node].status.settled
 
 
 def _weight(event: Event) -> int:
+    """About how many bytes the event has in a frame."""
     payload = getattr(event, "input", None) or getattr(event, "output", None)
-    return 64 + (len(payload.data) if payload is not None else 0)
+    weight = 64 + (len(payload.data) if payload is not None else 0)
+    return weight + len(event.state) if isinstance(event, TraceRevived) else weight
+
+
+_REFUSALS: dict[str, type[MagicflowError]] = {
+    "NODE_NOT_FOUND": NotFound,
+    "PAYLOAD_TOO_LARGE": Invalid,
+}
+
+
+def _refusal(refused: Refused) -> MagicflowError:
+    kind = _REFUSALS.get(refused.reason, WrongState)
+    return kind(refused.message, reason=refused.reason, mend=refused.mend)
 
 
 def _pieces(entries: list[Entry]) -> list[tuple[list[Entry], bool]]:

@@ -8,15 +8,17 @@ from typing import Any
 
 import grpc.aio
 
-from engine.core.machine import Abort
-from engine.core.state import TraceState
+from engine.bus.triggers import decode_triggers
+from engine.core.state import TraceState, dump
+from engine.core.steering import Act, Verb
 from engine.errors import Invalid, NotFound, Unavailable, Unimplemented, WrongState
 from engine.ids import parse_trace_id, partition_of
 from engine.rpc.interceptors import caller
 from engine.security.tokens import EVERY_APP, Identity
 from engine.snapshots import keys
 from engine.snapshots.mirror import Mirror
-from engine.wire import MAX_PAYLOAD, duration, trace_message
+from engine.wire.traces import trace_message
+from engine.wire.values import MAX_PAYLOAD, duration, failure, payload
 from magicflow.v1 import dispatch_service_pb2 as pb
 from magicflow.v1 import partition_service_pb2 as inner
 from magicflow.v1.dispatch_service_pb2_grpc import DispatchServiceServicer
@@ -253,27 +255,57 @@ class PartitionServicer(PartitionServiceServicer):
     ) -> inner.InspectResponse:
         trace_id, processor, trace = self._find(request.trace_id)
         caller().require("trigger", trace.app)
-        graph, state = processor.find(trace_id) or (None, None)
-        assert graph is not None and state is not None
-        message = trace_message(graph, state, self._offered(), processor.running(trace_id))
+        running = processor.running(trace_id)
+        message = trace_message(processor.graphs, trace, self._offered(), running)
         return inner.InspectResponse(trace=message)
+
+    async def Export(
+        self,
+        request: inner.ExportRequest,
+        context: grpc.aio.ServicerContext[inner.ExportRequest, inner.ExportResponse],
+    ) -> inner.ExportResponse:
+        _service_only()
+        _, _, trace = self._find(request.trace_id)
+        return inner.ExportResponse(state=dump(trace))
+
+    async def Start(
+        self,
+        request: inner.StartRequest,
+        context: grpc.aio.ServicerContext[inner.StartRequest, inner.StartResponse],
+    ) -> inner.StartResponse:
+        _service_only()
+        processor = self._processor(request.partition)
+        try:
+            [trigger] = decode_triggers(request.trigger)
+        except ValueError as error:
+            raise Invalid(f"trigger: {error}") from error
+        trace_id, existing = await processor.start(trigger)
+        snapshot_id = trigger.snapshot_id
+        if existing:
+            known = processor.find(trace_id)
+            snapshot_id = known.snapshot_id if known is not None else 0
+        return inner.StartResponse(trace_id=trace_id, existing=existing, snapshot_id=snapshot_id)
 
     async def Operate(
         self,
         request: inner.OperateRequest,
         context: grpc.aio.ServicerContext[inner.OperateRequest, inner.OperateResponse],
     ) -> inner.OperateResponse:
-        trace_id, processor, trace = self._find(request.trace_id)
         _service_only()
+        act = _act(request)
+        if act.verb is Verb.RETRY:
+            trace_id = _parse(request.trace_id)
+            processor = self._processor(partition_of(trace_id, self._partitions))
+            await processor.operate(trace_id, act, request.state)
+            return inner.OperateResponse()
+        trace_id, processor, trace = self._find(request.trace_id)
         if trace.status.ended:
             raise WrongState(
                 f"the trace has ended: {trace.status.name}",
                 reason="TRACE_ENDED",
                 metadata={"status": trace.status.name},
             )
-        if request.verb != "abort":
-            raise _later(request.verb)
-        await processor.operate(trace_id, Abort(request.by, request.why))
+        await processor.operate(trace_id, act)
         return inner.OperateResponse()
 
     def _processor(self, partition: int) -> Processor:
@@ -287,14 +319,12 @@ class PartitionServicer(PartitionServiceServicer):
         return processor
 
     def _find(self, text: str) -> tuple[bytes, Processor, TraceState]:
-        trace_id = parse_trace_id(text)
-        if trace_id is None:
-            raise Invalid(f"{text!r} is no trace id: it has 32 hex digits")
+        trace_id = _parse(text)
         processor = self._processor(partition_of(trace_id, self._partitions))
         found = processor.find(trace_id)
         if found is None:
             raise NotFound(f"no live trace {text}", reason="TRACE_NOT_FOUND")
-        return trace_id, processor, found[1]
+        return trace_id, processor, found
 
     def _offered(self) -> frozenset[str]:
         offered: set[str] = set()
@@ -302,6 +332,31 @@ class PartitionServicer(PartitionServiceServicer):
             if key.startswith(keys.WORKERS):
                 offered.update(f.name for f in Worker.FromString(value).functions)
         return frozenset(offered)
+
+
+def _act(request: inner.OperateRequest) -> Act:
+    try:
+        verb = Verb(request.verb)
+    except ValueError as error:
+        raise Invalid(f"{request.verb!r} is no verb") from error
+    return Act(
+        verb,
+        request.by,
+        request.why,
+        request.node,
+        payload(request.payload) if request.HasField("payload") else None,
+        failure(request.failure) if request.HasField("failure") else None,
+        not request.reject,
+        request.compensate,
+        tuple(request.nodes),
+    )
+
+
+def _parse(text: str) -> bytes:
+    trace_id = parse_trace_id(text)
+    if trace_id is None:
+        raise Invalid(f"{text!r} is no trace id: it has 32 hex digits")
+    return trace_id
 
 
 def _service_only() -> None:

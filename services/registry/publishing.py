@@ -16,7 +16,7 @@ from engine.snapshots.library import pack, parse_version, version
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Put, Require, Snapshots
 from engine.store.registry import RegistryStore
-from engine.wire import violation
+from engine.wire.playbooks import violation
 
 _log = structlog.get_logger(__name__)
 

@@ -19,7 +19,8 @@ from engine.snapshots.membership import decode_claim, decode_member
 from engine.snapshots.port import Snapshots
 from engine.store.journals import page_size
 from engine.store.registry import RegistryStore
-from engine.wire import finding_message, playbook, playbook_message, timestamp
+from engine.wire.playbooks import finding_message, playbook, playbook_message
+from engine.wire.values import timestamp
 from magicflow.v1 import playbook_pb2
 from magicflow.v1 import registry_service_pb2 as pb
 from magicflow.v1.registry_service_pb2_grpc import RegistryServiceServicer
@@ -301,6 +302,7 @@ class RegistryServicer(RegistryServiceServicer):
         await self._store.app(grant.owner)
         await self._store.app(grant.grantee)
         await self._store.add_grant(grant.owner, grant.grantee, grant.target)
+        await self._snapshots.put(keys.grant(grant.grantee, grant.target), b"")
         return pb.CreateGrantResponse()
 
     async def RevokeGrant(
@@ -309,6 +311,7 @@ class RegistryServicer(RegistryServiceServicer):
         grant = request.grant
         caller().require("operate", grant.owner)
         await self._store.remove_grant(grant.owner, grant.grantee, grant.target)
+        await self._snapshots.delete(keys.grant(grant.grantee, grant.target))
         return pb.RevokeGrantResponse()
 
     async def ListGrants(

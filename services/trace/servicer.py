@@ -13,17 +13,19 @@ import msgspec
 
 from engine.bus.port import Bus
 from engine.bus.subjects import PROJECTED
-from engine.core.events import TraceStarted
-from engine.core.graph import Graph
-from engine.core.state import TraceState, apply, begin
+from engine.core.events import ScopeOpened, TraceRevived, TraceStarted
+from engine.core.state import TraceState, apply, begin, dump, load
 from engine.errors import Invalid, NotFound, Unavailable, Unimplemented
 from engine.ids import born_at, parse_trace_id
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.interceptors import caller
 from engine.rpc.status import from_call
+from engine.security.tokens import EVERY_APP
+from engine.snapshots.callees import Callees
 from engine.snapshots.library import Library
 from engine.store.journals import Chapter, Execution, Journals, page_size
-from engine.wire import event_message, timestamp, trace_message
+from engine.wire.traces import EventWriter, trace_message
+from engine.wire.values import timestamp
 from magicflow.v1 import trace_pb2
 from magicflow.v1 import trace_service_pb2 as pb
 from magicflow.v1.error_pb2 import Failure
@@ -94,12 +96,11 @@ class TraceServicer(TraceServiceServicer):
         size = page_size(request.page_size, 1_000, 10_000)
         start = _page_start(request.page_token)
         chapters = await self._journals.chapters(trace_id)
-        graph, state = await self._fold(trace_id, chapters)
+        graphs, state = await self._fold(trace_id, chapters)
         caller().require("trigger", state.app)
+        writer = EventWriter(graphs, state)
         events = [
-            event_message(
-                graph, trace_id, event, chapter.partition, chapter.sequence, place, chapter.at
-            )
+            writer.message(event, chapter.partition, chapter.sequence, place, chapter.at)
             for chapter in chapters
             for place, event in enumerate(chapter.events)
         ]
@@ -133,6 +134,16 @@ class TraceServicer(TraceServiceServicer):
         return pb.ListTracesResponse(
             traces=[_row_message(row) for row in rows], next_page_token=more
         )
+
+    async def ExportTrace(
+        self,
+        request: pb.ExportTraceRequest,
+        context: grpc.aio.ServicerContext[pb.ExportTraceRequest, pb.ExportTraceResponse],
+    ) -> pb.ExportTraceResponse:
+        caller().require("admin", EVERY_APP)
+        trace_id = _parse(request.trace_id)
+        _, state = await self._fold(trace_id, await self._journals.chapters(trace_id))
+        return pb.ExportTraceResponse(state=dump(state))
 
     async def SearchTraces(self, request: Any, context: Any) -> Any:
         raise Unimplemented("SearchTraces is not available in this version")
@@ -177,21 +188,29 @@ class TraceServicer(TraceServiceServicer):
         chapters = await self._journals.chapters(trace_id)
         if not chapters:
             return None
-        graph, state = await self._fold(trace_id, chapters)
-        return trace_message(graph, state)
+        graphs, state = await self._fold(trace_id, chapters)
+        return trace_message(graphs, state)
 
-    async def _fold(self, trace_id: bytes, chapters: list[Chapter]) -> tuple[Graph, TraceState]:
+    async def _fold(self, trace_id: bytes, chapters: list[Chapter]) -> tuple[Callees, TraceState]:
+        """The state after everything that SQL knows. Errors: `NotFound`."""
         if not chapters:
             raise NotFound(f"there is no trace {trace_id.hex()}", reason="TRACE_NOT_FOUND")
-        first = chapters[0].events[0]
-        assert isinstance(first, TraceStarted)
-        graph = await self._library.graph(first.playbook_id, first.snapshot_id)
-        state = begin(graph, trace_id, first, chapters[0].at)
+        graphs = Callees(self._library)
+        state: TraceState | None = None
         for chapter in chapters:
             for event in chapter.events:
-                if not isinstance(event, TraceStarted):
-                    apply(graph, state, event, chapter.at)
-        return graph, state
+                if isinstance(event, TraceStarted):
+                    await graphs.load(event.playbook_id, event.snapshot_id)
+                    state = begin(graphs, trace_id, event, chapter.at)
+                elif isinstance(event, TraceRevived):
+                    state = load(event.state)
+                else:
+                    assert state is not None
+                    if isinstance(event, ScopeOpened) and event.snapshot_id:
+                        await graphs.load(event.playbook_id, event.snapshot_id)
+                    apply(graphs, state, event, chapter.at)
+        assert state is not None
+        return graphs, state
 
     async def _projected(self, _subject: str, data: bytes) -> None:
         for trace_id in msgspec.msgpack.decode(data):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+import hashlib
 
-import jsonschema_rs
+import grpc.aio
 import msgspec
 
 from engine.bus.port import MAX_FRAME, Bus
@@ -18,15 +18,20 @@ from engine.clock import Clock
 from engine.core.graph import Graph
 from engine.core.payload import NotJson, Payload, to_value
 from engine.core.playbook import DEFAULT_PRIORITY, UNSET
+from engine.core.validation import complaints
 from engine.errors import Denied, FieldViolation, Invalid, Unavailable
 from engine.ids import mint, partition_of
+from engine.rpc.channels import CALL_TIMEOUT, Owners
+from engine.rpc.status import from_call
 from engine.snapshots import keys
 from engine.snapshots.library import Library
 from engine.snapshots.mirror import Mirror
+from magicflow.v1.partition_service_pb2 import StartRequest, StartResponse
 
 APPEND_PATIENCE = 10.0  # seconds
 FRAME_TRIGGERS = 100
-_MAX_VIOLATIONS = 20
+MAX_DELAY = 366 * 86_400_000  # milliseconds
+_sorted = msgspec.json.Encoder(order="sorted")
 
 
 class AppRecord(msgspec.Struct):
@@ -39,31 +44,81 @@ class Admission:
     """Checks triggers and appends them."""
 
     def __init__(
-        self, bus: Bus, library: Library, apps: Mirror, partitions: int, clock: Clock
+        self,
+        bus: Bus,
+        library: Library,
+        apps: Mirror,
+        owners: Owners,
+        partitions: int,
+        clock: Clock,
     ) -> None:
         self._bus = bus
         self._library = library
         self._apps = apps
+        self._owners = owners
         self._partitions = partitions
         self._clock = clock
-        self._validators: dict[int, Any] = {}
         self._lanes = [_Lane(bus, partition) for partition in range(partitions)]
 
-    async def prepare(self, playbook: str, snapshot_id: int, value: Payload, by: str) -> StartTrace:
-        """A checked trigger with its new trace id.
+    async def prepare(
+        self,
+        playbook: str,
+        snapshot_id: int,
+        value: Payload,
+        by: str,
+        *,
+        start_at: int = 0,
+        priority: int = DEFAULT_PRIORITY,
+        key: str = "",
+    ) -> StartTrace:
+        """A checked trigger with its new trace id. `start_at` is milliseconds since 1970.
 
         Errors: `NotFound`, `WrongState`, `Denied` for an app that is off, `Invalid` for an input
         that does not fit, `Unavailable`.
         """
         self._check_app(playbook.partition("/")[0])
+        digest = _digest(playbook, key) if key else b""
+        request = _request(snapshot_id, value) if key else b""
         if snapshot_id:
             playbook_id = self._library.playbook_id(playbook)
         else:
             playbook_id, snapshot_id = self._library.active(playbook)
         graph = await self._library.graph(playbook_id, snapshot_id)
-        self._check_input(graph, value)
+        _check_input(graph, value)
         now = self._clock.now()
-        return StartTrace(mint(now, snapshot_id), playbook_id, snapshot_id, value, now, by)
+        if start_at > now + MAX_DELAY:
+            raise Invalid("start_at lies more than a year ahead")
+        return StartTrace(
+            mint(now, snapshot_id, digest),
+            playbook_id,
+            snapshot_id,
+            value,
+            now,
+            by,
+            start_at if start_at > now else 0,
+            priority,
+            digest,
+            request,
+        )
+
+    async def admit(self, trigger: StartTrace) -> None:
+        """Checks and appends a trigger that was made elsewhere. Errors: as `prepare`, `append`."""
+        graph = await self._library.graph(trigger.playbook_id, trigger.snapshot_id)
+        self._check_app(graph.drawn.app)
+        _check_input(graph, trigger.input)
+        await self.append(trigger)
+
+    async def start_keyed(self, trigger: StartTrace) -> StartResponse:
+        """Has the partition's owner start the trace, or find the one of the same key. Returns
+        when that is on disk. Errors: `AlreadyExists`, `Exhausted`, `Unavailable`."""
+        partition = partition_of(trigger.trace_id, self._partitions)
+        request = StartRequest(partition=partition, trigger=encode_triggers([trigger]))
+        try:
+            return await self._owners.of_partition(partition).Start(
+                request, timeout=CALL_TIMEOUT, metadata=self._owners.credentials()
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_call(error) from error
 
     async def append(self, trigger: StartTrace) -> None:
         """Returns when the trigger is on disk. Errors: `Unavailable`."""
@@ -79,37 +134,38 @@ class Admission:
         if record is not None and not msgspec.json.decode(record, type=AppRecord).enabled:
             raise Denied(f"the app {name} is switched off", reason="APP_DISABLED")
 
-    def _check_input(self, graph: Graph, value: Payload) -> None:
-        schema = graph.drawn.input_schema
-        if schema is UNSET:
-            return
-        validator = self._validators.get(graph.snapshot_id)
-        if validator is None:
-            validator = jsonschema_rs.validator_for(schema)
-            if len(self._validators) > 1_000:
-                self._validators.clear()
-            self._validators[graph.snapshot_id] = validator
-        try:
-            data = to_value(value)
-        except NotJson as error:
-            raise Invalid(f"input: {error}", reason="INPUT_INVALID") from error
-        violations = []
-        for found in validator.iter_errors(data):
-            path = "input" + "".join(
-                f"[{part}]" if isinstance(part, int) else f".{part}" for part in found.instance_path
-            )
-            violations.append(FieldViolation(path, "INPUT_INVALID", str(found.message)))
-            if len(violations) == _MAX_VIOLATIONS:
-                break
-        if violations:
-            first = violations[0]
-            more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-            raise Invalid(
-                f"the input does not fit the schema of {graph.full_name}@{graph.snapshot_id}: "
-                f"{first.field}: {first.message}{more}",
-                reason="INPUT_INVALID",
-                violations=violations,
-            )
+
+def _check_input(graph: Graph, value: Payload) -> None:
+    schema = graph.drawn.input_schema
+    if schema is UNSET:
+        return
+    try:
+        found = complaints(schema, value, "input")
+    except NotJson as error:
+        raise Invalid(f"input: {error}", reason="INPUT_INVALID") from error
+    if found:
+        path, message = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise Invalid(
+            f"the input does not fit the schema of {graph.full_name}@{graph.snapshot_id}: "
+            f"{path}: {message}{more}",
+            reason="INPUT_INVALID",
+            violations=[FieldViolation(place, "INPUT_INVALID", why) for place, why in found],
+        )
+
+
+def _digest(playbook: str, key: str) -> bytes:
+    """Of an idempotency key, which counts per playbook."""
+    return hashlib.sha256(f"{playbook}\n{key}".encode()).digest()[:16]
+
+
+def _request(snapshot_id: int, value: Payload) -> bytes:
+    """Of what a key is used for. The spelling of JSON makes no difference."""
+    data = value.data
+    if value.is_json:
+        data = _sorted.encode(to_value(value))
+    head = f"{snapshot_id}\n{value.content_type}\n".encode()
+    return hashlib.sha256(head + data).digest()[:16]
 
 
 class _Lane:

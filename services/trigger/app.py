@@ -13,6 +13,7 @@ from engine.snapshots.port import Snapshots
 from magicflow.v1.trigger_service_pb2_grpc import add_TriggerServiceServicer_to_server
 from services.trigger.admission import Admission
 from services.trigger.lookup import Lookup
+from services.trigger.operations import Operations
 from services.trigger.servicer import TriggerServicer
 from services.trigger.waiting import Waiting
 
@@ -32,9 +33,10 @@ class Trigger:
         clock = Clock()
         self._apps = Mirror(snapshots, keys.APPS)
         self._lookup = Lookup(snapshots, channels, owners)
-        self._admission = Admission(bus, library, self._apps, partitions, clock)
+        self._admission = Admission(bus, library, self._apps, owners, partitions, clock)
         self._waiting = Waiting(bus, self._lookup)
-        servicer = TriggerServicer(self._admission, self._waiting, owners, self._lookup, clock)
+        operations = Operations(owners, self._lookup, library, clock)
+        servicer = TriggerServicer(self._admission, self._waiting, self._lookup, operations, clock)
         self.services = [
             Registration(
                 "magicflow.v1.TriggerService", add_TriggerServiceServicer_to_server, servicer

@@ -14,7 +14,7 @@ from engine.snapshots.membership import decode_member
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Snapshots
 from magicflow.v1.trace_pb2 import Trace
-from magicflow.v1.trace_service_pb2 import GetTraceRequest
+from magicflow.v1.trace_service_pb2 import ExportTraceRequest, GetTraceRequest
 from magicflow.v1.trace_service_pb2_grpc import TraceServiceStub
 
 if TYPE_CHECKING:
@@ -47,6 +47,18 @@ class Lookup:
         except grpc.aio.AioRpcError as error:
             raise from_call(error) from error
         return response.trace
+
+    async def export(self, trace_id: bytes) -> bytes:
+        """The state of a stored trace. Errors: those of `TraceService.ExportTrace`."""
+        try:
+            response = await self._stub().ExportTrace(
+                ExportTraceRequest(trace_id=trace_id.hex()),
+                timeout=CALL_TIMEOUT,
+                metadata=self._owners.credentials(),
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_call(error) from error
+        return response.state
 
     def _stub(self) -> TraceServiceAsyncStub:
         members = [decode_member(value) for value in self._instances.entries.values()]

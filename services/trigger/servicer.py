@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc.aio
 
+from engine.bus.triggers import StartTrace
 from engine.clock import Clock
-from engine.core.failure import Failure
+from engine.core.failure import Code, Failure
+from engine.core.playbook import DEFAULT_PRIORITY
+from engine.core.steering import Verb
 from engine.errors import (
     DeadlineExceeded,
     Invalid,
@@ -16,23 +18,27 @@ from engine.errors import (
     NotFound,
     Unavailable,
     Unimplemented,
-    WrongState,
 )
 from engine.ids import born_at, parse_trace_id
-from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.interceptors import caller
-from engine.rpc.status import from_call
-from engine.wire import checked_payload, failure_message, timestamp
-from magicflow.v1 import trace_pb2
+from engine.wire.values import (
+    checked_payload,
+    failure_message,
+    milliseconds,
+    payload_message,
+)
 from magicflow.v1 import trigger_service_pb2 as pb
 from magicflow.v1.partition_service_pb2 import OperateRequest
 from magicflow.v1.trigger_service_pb2_grpc import TriggerServiceServicer
 from services.trigger.admission import Admission
 from services.trigger.lookup import Lookup
+from services.trigger.operations import Operations
 from services.trigger.waiting import Waiting
 
 MAX_BATCH = 10_000
 MAX_WAIT = 86_400.0  # seconds
+MAX_KEY = 256  # characters
+MAX_NODE_PATH = 2_000  # characters
 YOUNG = 600_000  # milliseconds in which an accepted trigger may not have begun yet
 
 
@@ -41,14 +47,14 @@ class TriggerServicer(TriggerServiceServicer):
         self,
         admission: Admission,
         waiting: Waiting,
-        owners: Owners,
         lookup: Lookup,
+        operations: Operations,
         clock: Clock,
     ) -> None:
         self._admission = admission
         self._waiting = waiting
-        self._owners = owners
         self._lookup = lookup
+        self._operations = operations
         self._clock = clock
 
     async def Trigger(
@@ -58,27 +64,62 @@ class TriggerServicer(TriggerServiceServicer):
     ) -> pb.TriggerResponse:
         _check(request)
         wait = request.wait.ToMilliseconds() / 1_000
-        value = checked_payload(request.input, "input")
-        trigger = await self._admission.prepare(
-            request.playbook, request.snapshot_id, value, caller().subject
-        )
-        answer = pb.TriggerResponse(
-            trace_id=trigger.trace_id.hex(), snapshot_id=trigger.snapshot_id
-        )
+        trigger = await self._prepare(request)
         if not wait:
-            await self._admission.append(trigger)
-            return answer
+            return await self._begin(trigger)
+        if trigger.key:
+            answer = await self._begin(trigger)
+            trace_id = bytes.fromhex(answer.trace_id)
+            with self._waiting.listen(trace_id) as future:
+                return await self._wait(answer, future, wait, context, look_first=True)
         with self._waiting.listen(trigger.trace_id) as future:
+            answer = await self._begin(trigger)
+            return await self._wait(answer, future, wait, context, look_first=False)
+
+    async def _prepare(self, request: pb.TriggerRequest) -> StartTrace:
+        value = checked_payload(request.input, "input")
+        return await self._admission.prepare(
+            request.playbook,
+            request.snapshot_id,
+            value,
+            caller().subject,
+            start_at=milliseconds(request.start_at) if request.HasField("start_at") else 0,
+            priority=request.priority if request.HasField("priority") else DEFAULT_PRIORITY,
+            key=request.idempotency_key,
+        )
+
+    async def _begin(self, trigger: StartTrace) -> pb.TriggerResponse:
+        """Makes the trigger durable."""
+        if not trigger.key:
             await self._admission.append(trigger)
-            remaining = context.time_remaining()
-            patience = min(wait, MAX_WAIT, remaining - 0.1 if remaining else MAX_WAIT)
-            try:
-                outcome = await self._waiting.outcome(
-                    trigger.trace_id, future, patience, look_first=False
-                )
-            except DeadlineExceeded:
-                return answer  # started, and not ended yet
-            answer.outcome.CopyFrom(outcome)
+            return pb.TriggerResponse(
+                trace_id=trigger.trace_id.hex(), snapshot_id=trigger.snapshot_id
+            )
+        started = await self._admission.start_keyed(trigger)
+        snapshot_id = started.snapshot_id
+        if not snapshot_id:  # its owner has forgotten the details
+            snapshot_id = (await self._lookup.trace(started.trace_id)).snapshot_id
+        return pb.TriggerResponse(
+            trace_id=started.trace_id.hex(), snapshot_id=snapshot_id, existing=started.existing
+        )
+
+    async def _wait(
+        self,
+        answer: pb.TriggerResponse,
+        future: asyncio.Future[pb.Outcome],
+        wait: float,
+        context: grpc.aio.ServicerContext[pb.TriggerRequest, pb.TriggerResponse],
+        look_first: bool,
+    ) -> pb.TriggerResponse:
+        """The answer with the outcome, if the trace ends in time."""
+        remaining = context.time_remaining()
+        patience = min(wait, MAX_WAIT, remaining - 0.1 if remaining else MAX_WAIT)
+        trace_id = bytes.fromhex(answer.trace_id)
+        try:
+            outcome = await self._waiting.outcome(trace_id, future, patience, look_first)
+        except DeadlineExceeded:
+            return answer  # started, and not ended yet
+        answer.outcome.CopyFrom(outcome)
         return answer
 
     async def TriggerBatch(
@@ -96,19 +137,11 @@ class TriggerServicer(TriggerServiceServicer):
             _check(request)
             if request.HasField("wait"):
                 raise Invalid("a trigger of a batch cannot wait")
-            value = checked_payload(request.input, "input")
-            trigger = await self._admission.prepare(
-                request.playbook, request.snapshot_id, value, caller().subject
-            )
-            await self._admission.append(trigger)
+            started = await self._begin(await self._prepare(request))
         except MagicflowError as error:
             refused = Failure(error.reason, error.message, isinstance(error, Unavailable))
             return pb.TriggerVerdict(refused=failure_message(refused))
-        return pb.TriggerVerdict(
-            started=pb.TriggerResponse(
-                trace_id=trigger.trace_id.hex(), snapshot_id=trigger.snapshot_id
-            )
-        )
+        return pb.TriggerVerdict(started=started)
 
     async def Await(
         self,
@@ -142,71 +175,106 @@ class TriggerServicer(TriggerServiceServicer):
         request: pb.AbortRequest,
         context: grpc.aio.ServicerContext[pb.AbortRequest, pb.AbortResponse],
     ) -> pb.AbortResponse:
-        if request.compensate:
-            raise Unimplemented("compensation is not available in this version")
-        if len(request.why) > 1_024:
-            raise Invalid("why has more than 1,024 characters")
-        trace_id = _parse(request.trace_id)
-        trace = await self._lookup.trace(trace_id)
-        caller().require("operate", trace.app)
-        try:
-            await self._owners.of_trace(trace_id).Operate(
-                OperateRequest(
-                    trace_id=request.trace_id,
-                    verb="abort",
-                    by=caller().subject,
-                    why=request.why,
-                    at=timestamp(self._clock.now()),
-                ),
-                timeout=CALL_TIMEOUT,
-                metadata=self._owners.credentials(),
-            )
-        except grpc.aio.AioRpcError as error:
-            refused = from_call(error)
-            if not isinstance(refused, NotFound | WrongState):
-                raise refused from error
-            await self._aborted_already(trace_id, refused)
+        act = _act(Verb.ABORT, request.why, compensate=request.compensate)
+        await self._operations.abort(_parse(request.trace_id), act)
         return pb.AbortResponse()
 
-    async def _aborted_already(self, trace_id: bytes, refused: MagicflowError) -> None:
-        """Aborting an aborted trace is done; anything else that ended is refused."""
-        trace = await self._lookup.trace(trace_id)
-        if trace.status == trace_pb2.TRACE_STATUS_ABORTED:
-            return
-        if trace.HasField("ended_at"):
-            status = trace_pb2.TraceStatus.Name(trace.status).removeprefix("TRACE_STATUS_")
-            raise WrongState(
-                f"the trace has ended: {status}", reason="TRACE_ENDED", metadata={"status": status}
-            )
-        raise refused
+    async def Signal(
+        self,
+        request: pb.SignalRequest,
+        context: grpc.aio.ServicerContext[pb.SignalRequest, pb.SignalResponse],
+    ) -> pb.SignalResponse:
+        reject = request.decision == pb.DECISION_REJECT
+        act = _act(Verb.SIGNAL, request.why, request.node, reject=reject)
+        if request.HasField("payload"):
+            value = checked_payload(request.payload, "payload")
+            act.payload.CopyFrom(payload_message(value) or act.payload)
+        await self._operations.act(_parse(request.trace_id), act)
+        return pb.SignalResponse()
 
-    async def Signal(self, request: Any, context: Any) -> Any:
-        raise _later("Signal")
+    async def Pause(
+        self,
+        request: pb.PauseRequest,
+        context: grpc.aio.ServicerContext[pb.PauseRequest, pb.PauseResponse],
+    ) -> pb.PauseResponse:
+        await self._operations.act(_parse(request.trace_id), _act(Verb.PAUSE, request.why))
+        return pb.PauseResponse()
 
-    async def Pause(self, request: Any, context: Any) -> Any:
-        raise _later("Pause")
+    async def Resume(
+        self,
+        request: pb.ResumeRequest,
+        context: grpc.aio.ServicerContext[pb.ResumeRequest, pb.ResumeResponse],
+    ) -> pb.ResumeResponse:
+        await self._operations.act(_parse(request.trace_id), _act(Verb.RESUME, request.why))
+        return pb.ResumeResponse()
 
-    async def Resume(self, request: Any, context: Any) -> Any:
-        raise _later("Resume")
+    async def Retry(
+        self,
+        request: pb.RetryRequest,
+        context: grpc.aio.ServicerContext[pb.RetryRequest, pb.RetryResponse],
+    ) -> pb.RetryResponse:
+        act = _act(Verb.RETRY, request.why)
+        act.nodes.extend(request.nodes)
+        await self._operations.retry(_parse(request.trace_id), act)
+        return pb.RetryResponse()
 
-    async def Retry(self, request: Any, context: Any) -> Any:
-        raise _later("Retry")
+    async def Rerun(
+        self,
+        request: pb.RerunRequest,
+        context: grpc.aio.ServicerContext[pb.RerunRequest, pb.RerunResponse],
+    ) -> pb.RerunResponse:
+        _check_why(request.why)
+        value = checked_payload(request.input, "input") if request.HasField("input") else None
+        trigger = await self._operations.rerun(
+            _parse(request.trace_id), request.node, value, request.snapshot_id, request.why
+        )
+        await self._admission.admit(trigger)
+        return pb.RerunResponse(trace_id=trigger.trace_id.hex())
 
-    async def Rerun(self, request: Any, context: Any) -> Any:
-        raise _later("Rerun")
+    async def CompleteNode(
+        self,
+        request: pb.CompleteNodeRequest,
+        context: grpc.aio.ServicerContext[pb.CompleteNodeRequest, pb.CompleteNodeResponse],
+    ) -> pb.CompleteNodeResponse:
+        act = _act(Verb.COMPLETE, request.why, request.node)
+        value = checked_payload(request.output, "output")
+        act.payload.CopyFrom(payload_message(value) or act.payload)
+        await self._operations.act(_parse(request.trace_id), act)
+        return pb.CompleteNodeResponse()
 
-    async def CompleteNode(self, request: Any, context: Any) -> Any:
-        raise _later("CompleteNode")
+    async def FailNode(
+        self,
+        request: pb.FailNodeRequest,
+        context: grpc.aio.ServicerContext[pb.FailNodeRequest, pb.FailNodeResponse],
+    ) -> pb.FailNodeResponse:
+        act = _act(Verb.FAIL, request.why, request.node)
+        act.failure.CopyFrom(request.failure)
+        act.failure.code = act.failure.code or Code.FAILED_BY_OPERATOR
+        await self._operations.act(_parse(request.trace_id), act)
+        return pb.FailNodeResponse()
 
-    async def FailNode(self, request: Any, context: Any) -> Any:
-        raise _later("FailNode")
+    async def SkipNode(
+        self,
+        request: pb.SkipNodeRequest,
+        context: grpc.aio.ServicerContext[pb.SkipNodeRequest, pb.SkipNodeResponse],
+    ) -> pb.SkipNodeResponse:
+        act = _act(Verb.SKIP, request.why, request.node)
+        await self._operations.act(_parse(request.trace_id), act)
+        return pb.SkipNodeResponse()
 
-    async def SkipNode(self, request: Any, context: Any) -> Any:
-        raise _later("SkipNode")
+
+def _act(
+    verb: Verb, why: str, node: str = "", *, reject: bool = False, compensate: bool = False
+) -> OperateRequest:
+    _check_why(why)
+    if len(node) > MAX_NODE_PATH:
+        raise Invalid(f"node has more than {MAX_NODE_PATH} characters")
+    return OperateRequest(verb=verb, why=why, node=node, reject=reject, compensate=compensate)
 
 
-def _later(name: str) -> Unimplemented:
-    return Unimplemented(f"{name} is not available in this version")
+def _check_why(why: str) -> None:
+    if len(why) > 1_024:
+        raise Invalid("why has more than 1,024 characters")
 
 
 def _check(request: pb.TriggerRequest) -> None:
@@ -217,16 +285,14 @@ def _check(request: pb.TriggerRequest) -> None:
             mend="write app/name",
         )
     caller().require("trigger", app)
-    for field, given in (
-        ("idempotency_key", bool(request.idempotency_key)),
-        ("start_at", request.HasField("start_at")),
-        ("priority", request.HasField("priority")),
-        ("labels", bool(request.labels)),
-    ):
-        if given:
-            raise Unimplemented(
-                f"{field} is not available in this version", metadata={"field": field}
-            )
+    if request.labels:
+        raise Unimplemented(
+            "labels are not available in this version", metadata={"field": "labels"}
+        )
+    if len(request.idempotency_key) > MAX_KEY:
+        raise Invalid(f"idempotency_key has more than {MAX_KEY} characters")
+    if request.priority > 9:
+        raise Invalid(f"priority is {request.priority}; it must be from 0 to 9")
 
 
 def _parse(text: str) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 from engine.bus.port import Bus, Listening
 from engine.bus.subjects import EVERY_DONE
 from engine.errors import DeadlineExceeded, NotFound, Unavailable
-from engine.wire import outcome_of
+from engine.wire.traces import outcome_of
 from magicflow.v1.trigger_service_pb2 import Outcome
 from services.trigger.lookup import Lookup
 

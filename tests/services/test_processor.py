@@ -247,4 +247,4 @@ async def test_a_payload_that_no_expression_can_read_travels_whole(world: World)
         await owner.deliver([Result(trace_id, "one", 1, binary, None, b"", "w", 1)])
         found = owner.find(trace_id)
         assert found is not None
-        assert found[1].nodes[1].input == binary
+        assert found.nodes[1].input == binary

@@ -194,14 +194,9 @@ async def test_an_oversized_input_is_refused_before_it_is_stored(dev: Dev) -> No
 
 async def test_options_of_later_versions_are_refused_not_ignored(dev: Dev) -> None:
     async with dev.client() as client:
-        request = trigger_service_pb2.TriggerRequest(playbook="shop/hello", idempotency_key="k")
-        with pytest.raises(magicflow.Unimplemented, match="idempotency_key"):
+        request = trigger_service_pb2.TriggerRequest(playbook="shop/hello", labels={"a": "b"})
+        with pytest.raises(magicflow.Unimplemented, match="labels"):
             await client._call(client._trigger.Trigger, request)
-        with pytest.raises(magicflow.Unimplemented):
-            await client.signal("018bcfe5680077239fead8dfc9d5426a", "n")
-    file = dev.write("later.yaml", HELLO.replace("task: greet,", "hook: {},"))
-    seen = dev.magicflow("playbook", "validate", file)
-    assert "NOT_AVAILABLE" in seen.stderr
 
 
 async def test_an_abort_ends_a_trace_and_tells_its_worker(dev: Dev) -> None:

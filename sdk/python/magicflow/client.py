@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -14,7 +15,7 @@ from magicflow.connection import Target, Tls
 from magicflow.errors import DeadlineExceeded, Invalid, TraceFailed, Unavailable, from_rpc
 from magicflow.payloads import from_payload, to_payload
 from magicflow.playbook import Playbook
-from magicflow.v1 import playbook_pb2, trace_pb2
+from magicflow.v1 import error_pb2, playbook_pb2, trace_pb2
 from magicflow.v1 import registry_service_pb2 as registry
 from magicflow.v1 import trace_service_pb2 as traces
 from magicflow.v1 import trigger_service_pb2 as triggers
@@ -163,25 +164,49 @@ class Client:
 
     # Traces.
 
-    async def trigger(self, playbook: str, input: Any = None, *, snapshot: int = 0) -> TraceHandle:
+    async def trigger(
+        self,
+        playbook: str,
+        input: Any = None,
+        *,
+        snapshot: int = 0,
+        key: str = "",
+        start_at: datetime | None = None,
+        priority: int | None = None,
+    ) -> TraceHandle:
         """Starts a trace of `app/playbook`, on its active snapshot unless another is named.
-        Returns when the trigger is on disk. Not repeated: every call starts a trace.
+        Returns when the trigger is on disk.
+
+        The same idempotency `key` with the same input yields the same trace, so a call with one
+        is repeated when the server is out of reach; without one every call starts a trace.
+        `start_at` (without a time zone: local time) delays the start; `priority`, 0 (last) to 9,
+        is that of its tasks that have none of their own.
 
         Errors: `Invalid` for an input that does not fit, `NotFound`, `WrongState` when no
-        snapshot is active, `Denied`, `Exhausted`, `Unavailable`.
+        snapshot is active, `AlreadyExists` when the key was used for something else, `Denied`,
+        `Exhausted`, `Unavailable`.
         """
-        answer = await self._start(playbook, input, snapshot, 0.0)
+        request = _trigger_request(playbook, input, snapshot, key, start_at, priority)
+        answer = await self._start(request, 0.0)
         return TraceHandle(self, answer.trace_id, answer.snapshot_id)
 
     async def run(
-        self, playbook: str, input: Any = None, *, snapshot: int = 0, timeout: float = 60.0
+        self,
+        playbook: str,
+        input: Any = None,
+        *,
+        snapshot: int = 0,
+        timeout: float = 60.0,
+        key: str = "",
+        priority: int | None = None,
     ) -> Any:
         """Starts a trace, waits for its end, returns its output.
 
         Errors: as `trigger`; `TraceFailed`; `DeadlineExceeded` after `timeout` seconds (the trace
         goes on; its id is in the error's metadata).
         """
-        answer = await self._start(playbook, input, snapshot, timeout)
+        request = _trigger_request(playbook, input, snapshot, key, None, priority)
+        answer = await self._start(request, timeout)
         if not answer.HasField("outcome"):
             raise DeadlineExceeded(
                 f"trace {answer.trace_id} has not ended within {timeout:g} s; it goes on",
@@ -191,16 +216,15 @@ class Client:
         return value_of(answer.trace_id, answer.outcome)
 
     async def _start(
-        self, playbook: str, value: Any, snapshot: int, wait: float
+        self, request: triggers.TriggerRequest, wait: float
     ) -> triggers.TriggerResponse:
-        request = triggers.TriggerRequest(
-            playbook=playbook,
-            snapshot_id=snapshot,
-            input=_input(value),
-            wait=_duration(wait) if wait else None,
-        )
+        if wait:
+            request.wait.CopyFrom(_duration(wait))
         answer: triggers.TriggerResponse = await self._call(
-            self._trigger.Trigger, request, timeout=self._timeout + wait, repeat=False
+            self._trigger.Trigger,
+            request,
+            timeout=self._timeout + wait,
+            repeat=bool(request.idempotency_key),
         )
         return answer
 
@@ -321,19 +345,85 @@ class Client:
                 break
         return found
 
-    async def abort(self, trace_id: str, why: str = "") -> None:
-        """Ends a trace now; harmless to repeat. Errors: `NotFound`, `WrongState`."""
-        await self._call(self._trigger.Abort, triggers.AbortRequest(trace_id=trace_id, why=why))
+    async def abort(self, trace_id: str, why: str = "", *, compensate: bool = False) -> None:
+        """Ends a trace now, or with `compensate` once the compensations of what has completed
+        have run; harmless to repeat. Errors: `NotFound`, `WrongState`."""
+        request = triggers.AbortRequest(trace_id=trace_id, why=why, compensate=compensate)
+        await self._call(self._trigger.Abort, request)
 
     async def signal(
         self, trace_id: str, node: str, payload: Any = None, *, approve: bool = True, why: str = ""
     ) -> None:
-        """Gives a waiting hook its payload and decision. Errors: `NotFound`, `WrongState`."""
+        """Gives a waiting hook its decision and, unless it is None, a payload. Once only.
+        Errors: `NotFound`, `WrongState`."""
         decision = triggers.DECISION_APPROVE if approve else triggers.DECISION_REJECT
         request = triggers.SignalRequest(
-            trace_id=trace_id, node=node, payload=_input(payload), decision=decision, why=why
+            trace_id=trace_id,
+            node=node,
+            payload=None if payload is None else to_payload(payload),
+            decision=decision,
+            why=why,
         )
         await self._call(self._trigger.Signal, request, repeat=False)
+
+    async def pause(self, trace_id: str, why: str = "") -> None:
+        """Starts nothing more; results that come are kept. Errors: `NotFound`, `WrongState`."""
+        request = triggers.PauseRequest(trace_id=trace_id, why=why)
+        await self._call(self._trigger.Pause, request, repeat=False)
+
+    async def resume(self, trace_id: str, why: str = "") -> None:
+        """Lets a paused trace go on. Errors: `NotFound`, `WrongState`."""
+        request = triggers.ResumeRequest(trace_id=trace_id, why=why)
+        await self._call(self._trigger.Resume, request, repeat=False)
+
+    async def retry(self, trace_id: str, nodes: Iterable[str] = (), why: str = "") -> None:
+        """Runs the failed nodes of an ended trace again. Errors: `NotFound`, `WrongState`."""
+        request = triggers.RetryRequest(trace_id=trace_id, nodes=list(nodes), why=why)
+        await self._call(self._trigger.Retry, request, repeat=False)
+
+    async def rerun(
+        self,
+        trace_id: str,
+        node: str = "",
+        *,
+        input: Any = None,
+        snapshot: int = 0,
+        why: str = "",
+    ) -> TraceHandle:
+        """A new trace that begins at a node of another (empty: at its start) and takes over the
+        outcome of everything before. `input`, unless it is None, replaces the node's. Errors:
+        `NotFound`, `Invalid`."""
+        request = triggers.RerunRequest(
+            trace_id=trace_id,
+            node=node,
+            input=None if input is None else to_payload(input),
+            snapshot_id=snapshot,
+            why=why,
+        )
+        answer = await self._call(self._trigger.Rerun, request, repeat=False)
+        return TraceHandle(self, answer.trace_id)
+
+    async def complete_node(
+        self, trace_id: str, node: str, output: Any = None, why: str = ""
+    ) -> None:
+        """Gives a node its output by hand. Errors: `NotFound`, `WrongState`."""
+        request = triggers.CompleteNodeRequest(
+            trace_id=trace_id, node=node, output=_input(output), why=why
+        )
+        await self._call(self._trigger.CompleteNode, request, repeat=False)
+
+    async def fail_node(
+        self, trace_id: str, node: str, code: str = "", message: str = "", why: str = ""
+    ) -> None:
+        """Fails a node by hand. Errors: `NotFound`, `WrongState`."""
+        failure = error_pb2.Failure(code=code, message=message)
+        request = triggers.FailNodeRequest(trace_id=trace_id, node=node, failure=failure, why=why)
+        await self._call(self._trigger.FailNode, request, repeat=False)
+
+    async def skip_node(self, trace_id: str, node: str, why: str = "") -> None:
+        """Skips a node: its edges are dead. Errors: `NotFound`, `WrongState`."""
+        request = triggers.SkipNodeRequest(trace_id=trace_id, node=node, why=why)
+        await self._call(self._trigger.SkipNode, request, repeat=False)
 
     # The registry.
 
@@ -472,6 +562,26 @@ def _input(value: Any) -> Any:
         return to_payload(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"the input cannot be sent: {error}", reason="INPUT_INVALID") from error
+
+
+def _trigger_request(
+    playbook: str,
+    value: Any,
+    snapshot: int,
+    key: str,
+    start_at: datetime | None,
+    priority: int | None,
+) -> triggers.TriggerRequest:
+    request = triggers.TriggerRequest(
+        playbook=playbook,
+        snapshot_id=snapshot,
+        input=_input(value),
+        idempotency_key=key,
+        priority=priority,
+    )
+    if start_at is not None:
+        request.start_at.FromMilliseconds(int(start_at.timestamp() * 1_000))
+    return request
 
 
 def _status_number(name: str) -> int:

@@ -84,9 +84,12 @@ class SyncClient:
         self._thread.join(5.0)
         self._loop.close()
 
-    def trigger(self, playbook: str, input: Any = None, *, snapshot: int = 0) -> SyncTraceHandle:
-        handle = self.wait(self._client.trigger(playbook, input, snapshot=snapshot))
+    def trigger(self, playbook: str, input: Any = None, **options: Any) -> SyncTraceHandle:
+        handle = self.wait(self._client.trigger(playbook, input, **options))
         return SyncTraceHandle(self, handle)
+
+    def rerun(self, trace_id: str, node: str = "", **options: Any) -> SyncTraceHandle:
+        return SyncTraceHandle(self, self.wait(self._client.rerun(trace_id, node, **options)))
 
     def handle(self, trace_id: str) -> SyncTraceHandle:
         return SyncTraceHandle(self, self._client.handle(trace_id))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core import machine
+from engine.core import machine, steering
 from engine.core.checks import check
-from engine.core.effects import TimerKind
+from engine.core.effects import TimerKind, Wake, owed
 from engine.core.events import Event, NodeFailed, TaskScheduled, TraceStarted
 from engine.core.failure import Failure
 from engine.core.graph import Graph, compile_graph
-from engine.core.machine import Abort, Failed, Succeeded, TimerFired
+from engine.core.machine import Call, Failed, Succeeded, TimerFired
 from engine.core.payload import Payload, of_value, to_value
-from engine.core.playbook import Playbook
+from engine.core.places import Place, find, path_of
+from engine.core.playbook import Playbook, Subplaybook
 from engine.core.state import NodeState
 from engine.core.status import NodeStatus, TraceStatus
+from engine.core.steering import Act, Verb
 from engine.document.examine import examine_text
 
 TRACE = bytes(range(16))
@@ -43,56 +45,123 @@ def started(payload: Payload) -> TraceStarted:
     return TraceStarted(7, 42, "shop", "shop/story", payload, START - 5, "ann", 3)
 
 
+class Shelf:
+    """The graphs that a trace may need; what is not loaded has to be looked up."""
+
+    def __init__(self, *graphs: Graph) -> None:
+        self.graphs = {graph.snapshot_id: graph for graph in graphs}
+        self.active = {graph.full_name: graph.snapshot_id for graph in graphs}
+        self.hidden: set[str] = set()
+        self.denied: set[tuple[str, str]] = set()
+
+    def graph(self, snapshot_id: int) -> Graph:
+        return self.graphs[snapshot_id]
+
+    def callee(self, callee: Subplaybook) -> Graph | Failure | None:
+        if callee.playbook in self.hidden:
+            return None
+        snapshot_id = callee.snapshot_id or self.active.get(callee.playbook, 0)
+        if snapshot_id not in self.graphs:
+            return Failure("PLAYBOOK_NOT_FOUND", f"there is no playbook {callee.playbook}")
+        return self.graphs[snapshot_id]
+
+    def granted(self, app: str, target: str) -> bool:
+        return (app, target) not in self.denied
+
+
+def shelf_of(graph: Graph) -> Shelf:
+    return Shelf(graph)
+
+
 class Trace:
     """One trace; every call returns the events that it caused. Times are set by the test."""
 
-    def __init__(self, document: str | Graph, input: Any = None, trace_id: bytes = TRACE) -> None:
+    def __init__(
+        self,
+        document: str | Graph,
+        input: Any = None,
+        trace_id: bytes = TRACE,
+        *,
+        callees: list[str] | None = None,
+        event: TraceStarted | None = None,
+    ) -> None:
         self.graph = graph_of(document) if isinstance(document, str) else document
+        others = [
+            compile_graph(_named(text), 100 + number, 100 + number)
+            for number, text in enumerate(callees or ())
+        ]
+        self.graphs = Shelf(self.graph, *others)
         self.now = START
         payload = input if isinstance(input, Payload) else of_value(input)
-        self.state, self.events = machine.start(self.graph, trace_id, started(payload), self.now)
+        first = event or started(payload)
+        self.state, self.events = machine.start(self.graphs, trace_id, first, self.now)
 
     # What happens to it.
 
     def returns(
-        self, code: str, output: Any = None, attempt: int = 0, env: Any = None
+        self, path: str, output: Any = None, attempt: int = 0, env: Any = None
     ) -> list[Event]:
         """The node's current attempt, or another one, succeeds."""
-        index = self.graph.by_code[code]
+        place = self.place(path)
         payload = output if isinstance(output, Payload) else of_value(output)
         changes = b"" if env is None else env if isinstance(env, bytes) else of_value(env).data
-        number = attempt or self.state.nodes[index].attempt
-        return self._decide(Succeeded(index, number, payload, changes, "worker-1"))
+        number = attempt or self.node(path).attempt
+        return self.decide(Succeeded(*place, number, payload, changes, "worker-1"))
 
-    def fails(self, code: str, failure: Failure | str = "BOOM", attempt: int = 0) -> list[Event]:
-        index = self.graph.by_code[code]
+    def fails(self, path: str, failure: Failure | str = "BOOM", attempt: int = 0) -> list[Event]:
         failure = failure if isinstance(failure, Failure) else Failure(failure, "it broke")
-        number = attempt or self.state.nodes[index].attempt
-        return self._decide(Failed(index, number, failure, "worker-1"))
+        number = attempt or self.node(path).attempt
+        return self.decide(Failed(*self.place(path), number, failure, "worker-1"))
 
-    def fires(self, kind: TimerKind, code: str = "", attempt: int = 0) -> list[Event]:
-        index = self.graph.by_code[code] if code else -1
-        return self._decide(TimerFired(kind, index, attempt))
+    def fires(self, kind: TimerKind, path: str = "", attempt: int = 0) -> list[Event]:
+        """A timer fires, and not before it is due if it is armed."""
+        place = self.place(path) if path else (-1, -1)
+        for wake in owed(self.graphs, self.state):
+            if isinstance(wake, Wake) and (wake.kind, wake.scope, wake.node) == (kind, *place):
+                self.now = max(self.now, wake.at)
+        return self.decide(TimerFired(kind, *place, attempt))
 
-    def aborts(self, why: str = "enough") -> list[Event]:
-        return self._decide(Abort("ann", why))
+    def found(self, path: str, failure: Failure | None = None) -> list[Event]:
+        """The lookup of what the node calls has come to an end."""
+        return self.decide(Call(*self.place(path), failure))
 
-    def _decide(self, command: machine.Command) -> list[Event]:
-        events = machine.decide(self.graph, self.state, command, self.now)
+    def aborts(self, why: str = "enough", compensate: bool = False) -> list[Event]:
+        return self.steer(Verb.ABORT, why=why, compensate=compensate)
+
+    def steer(self, verb: Verb, node: str = "", **rest: Any) -> list[Event]:
+        act = Act(verb, "ann", node=node, **rest)
+        events = steering.steer(self.graphs, self.state, act, self.now)
+        self.events += events
+        return events
+
+    def retry(self, *nodes: str) -> list[Event]:
+        act = Act(Verb.RETRY, "ann", nodes=nodes)
+        self.state, events = steering.retry(self.graphs, self.state, act, self.now)
+        self.events += events
+        return events
+
+    def decide(self, command: machine.Command) -> list[Event]:
+        events = machine.decide(self.graphs, self.state, command, self.now)
         self.events += events
         return events
 
     # How it stands.
 
-    def node(self, code: str) -> NodeState:
-        return self.state.nodes[self.graph.by_code[code]]
+    def place(self, path: str) -> Place:
+        place = find(self.graphs, self.state, path)
+        assert place is not None, f"there is no node {path}"
+        return place
 
-    def status(self, code: str) -> NodeStatus:
-        return self.node(code).status
+    def node(self, path: str) -> NodeState:
+        scope, index = self.place(path)
+        return self.state.scopes[scope].nodes[index]
 
-    def input(self, code: str) -> Any:
-        payload = self.node(code).input
-        assert payload is not None, f"{code} has no input"
+    def status(self, path: str) -> NodeStatus:
+        return self.node(path).status
+
+    def input(self, path: str) -> Any:
+        payload = self.node(path).input
+        assert payload is not None, f"{path} has no input"
         return to_value(payload)
 
     @property
@@ -110,21 +179,34 @@ class Trace:
     def queued(self) -> set[str]:
         """The nodes that a worker could work on now."""
         return {
-            node.code
-            for node, state in zip(self.graph.nodes, self.state.nodes, strict=True)
-            if state.status is NodeStatus.QUEUED and not state.retry_at
+            path_of(self.graphs, self.state, scope, index)
+            for scope, here in enumerate(self.state.scopes)
+            for index, state in enumerate(here.nodes)
+            if not here.closed and state.status is NodeStatus.QUEUED and not state.retry_at
         }
 
     @property
     def ran(self) -> list[str]:
         """The nodes that were given to workers, in order, once per attempt."""
         scheduled = [event for event in self.events if isinstance(event, TaskScheduled)]
-        return [self.graph.nodes[event.node].code for event in scheduled]
+        return [path_of(self.graphs, self.state, e.scope, e.node) for e in scheduled]
 
     def taken_by_failure(self, code: str) -> str:
         """Where the failure of a node led to; empty when nothing handled it."""
-        index = self.graph.by_code[code]
-        failed = next(e for e in self.events if isinstance(e, NodeFailed) and e.node == index)
+        scope, index = self.place(code)
+        failed = next(
+            e
+            for e in self.events
+            if isinstance(e, NodeFailed) and (e.scope, e.node) == (scope, index)
+        )
         if failed.taken < 0:
             return ""
         return self.graph.nodes[self.graph.edges[failed.taken].target].code
+
+
+def _named(text: str) -> Playbook:
+    """The playbook of a whole document."""
+    examined = examine_text(text)
+    assert not examined.errors, examined.errors
+    assert examined.playbook is not None
+    return examined.playbook

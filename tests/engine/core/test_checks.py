@@ -79,9 +79,8 @@ BROKEN: list[tuple[str, list[tuple[str, str, int, int]]]] = [
     (A + "output: $$.x", [("REFERENCE_OUT_OF_PLACE", "output", 4, 1)]),
     (A + "input: {type: 3}", [("SCHEMA_INVALID", "input", 4, 1)]),
     # What comes later, and what could have no effect.
-    ("nodes: {a: {sleep: 5s}}", [("NOT_AVAILABLE", "nodes.a.sleep", 3, 13)]),
-    ("nodes: {a: {task: f, heartbeat: 5s}}", [("NOT_AVAILABLE", "nodes.a.heartbeat", 3, 22)]),
-    (A + "output_schema: {}", [("NOT_AVAILABLE", "output_schema", 4, 1)]),
+    ("nodes: {a: {sleep: 5s, retry: {attempts: 2}}}", [("OPTION_WITHOUT_EFFECT", "nodes.a.retry", 3, 24)]),
+    ("nodes: {a: {playbook: p, heartbeat: 5s}}", [("OPTION_WITHOUT_EFFECT", "nodes.a.heartbeat", 3, 26)]),
     ("nodes: {a: {nop: {}, timeout: 5s}}", [("OPTION_WITHOUT_EFFECT", "nodes.a.timeout", 3, 22)]),
 ]  # fmt: skip
 
@@ -133,7 +132,7 @@ def test_everything_is_reported_at_once_in_the_order_of_the_text() -> None:
         HEAD
         + "nodes:\n"
         + "  a: {task: f, input: $.nowhere}\n"
-        + "  b: {sleep: 5s}\n"
+        + "  b: {sleep: 5s, priority: high}\n"
         + "edges:\n"
         + "  - {from: a, to: bb}\n"
         + "  - {from: a, to: b, when: 1 +}\n"
@@ -141,7 +140,7 @@ def test_everything_is_reported_at_once_in_the_order_of_the_text() -> None:
     ).findings
     assert [(f.line, f.code) for f in found] == [
         (4, "REFERENCE_UNKNOWN"),
-        (5, "NOT_AVAILABLE"),
+        (5, "OPTION_WITHOUT_EFFECT"),
         (7, "EDGE_DANGLING"),
         (8, "EXPRESSION_INVALID"),
         (9, "REFERENCE_OUT_OF_PLACE"),

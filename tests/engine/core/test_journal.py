@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from engine.core.events import NodeSucceeded, TaskScheduled, TraceEnded, TraceStarted
-from engine.core.graph import Graph
 from engine.core.journal import (
     VERSION,
     Checkpoint,
@@ -23,14 +22,12 @@ from engine.core.journal import (
 )
 from engine.core.payload import NULL
 from engine.core.status import TraceStatus
-from tests.engine.core.playing import START, TRACE, Trace, graph_of
+from tests.engine.core.playing import START, TRACE, Shelf, Trace, graph_of
 
 CHAIN = graph_of("nodes: {a: {task: f}, b: {task: f}}\nedges: [{from: a, to: b}]")
 
 
-def graph(snapshot_id: int) -> Graph:
-    assert snapshot_id == 42
-    return CHAIN
+SHELF = Shelf(CHAIN)
 
 
 def frame(number: int, *entries: Entry, epoch: int = 1, floor: int = 0) -> Frame:
@@ -48,44 +45,44 @@ END = Entry(TRACE, [TraceEnded(TraceStatus.ABORTED)])
 def test_the_fold_of_the_frames_is_the_state_of_the_traces() -> None:
     trace = Trace(CHAIN)
     state = PartitionState()
-    assert fold(state, 1, frame(0, Entry(TRACE, trace.events[:])), graph) == {TRACE}
+    assert fold(state, 1, frame(0, Entry(TRACE, trace.events[:])), SHELF) == {TRACE}
     before = len(trace.events)
     trace.returns("a", 1)
-    fold(state, 2, frame(1, Entry(TRACE, trace.events[before:])), graph)
+    fold(state, 2, frame(1, Entry(TRACE, trace.events[before:])), SHELF)
     assert state.sequence == 2
     assert state.traces == {TRACE: trace.state}
 
 
 def test_a_trace_that_has_ended_is_forgotten() -> None:
     state = PartitionState()
-    fold(state, 1, frame(0, begun()), graph)
-    assert fold(state, 2, frame(1, END), graph) == {TRACE}
+    fold(state, 1, frame(0, begun()), SHELF)
+    assert fold(state, 2, frame(1, END), SHELF) == {TRACE}
     assert state.traces == {}
 
 
 def test_a_trace_may_begin_and_end_in_one_frame() -> None:
     state = PartitionState()
-    assert fold(state, 1, frame(0, begun(), END), graph) == {TRACE}
+    assert fold(state, 1, frame(0, begun(), END), SHELF) == {TRACE}
     assert state.traces == {}
 
 
 def test_a_frame_of_a_deposed_owner_is_passed_over() -> None:
     """Of several frames in flight, a later one can land behind the new owner's opening."""
     state = PartitionState()
-    fold(state, 1, frame(0, epoch=5), graph)
-    assert fold(state, 2, frame(8, begun(), epoch=4, floor=99), graph) == set()
+    fold(state, 1, frame(0, epoch=5), SHELF)
+    assert fold(state, 2, frame(8, begun(), epoch=4, floor=99), SHELF) == set()
     assert (state.sequence, state.epoch, state.trigger_floor) == (2, 5, 0)
     assert state.traces == {}
-    assert fold(state, 3, frame(1, begun(), epoch=5), graph) == {TRACE}
+    assert fold(state, 3, frame(1, begun(), epoch=5), SHELF) == {TRACE}
 
 
 def test_a_trigger_that_has_started_a_trace_is_known_until_the_floor_has_passed_it() -> None:
     state = PartitionState()
-    fold(state, 1, frame(0, begun(trigger=12)), graph)
+    fold(state, 1, frame(0, begun(trigger=12)), SHELF)
     assert state.triggers == {12}
-    fold(state, 2, frame(1, floor=11), graph)
+    fold(state, 2, frame(1, floor=11), SHELF)
     assert state.triggers == {12}
-    fold(state, 3, frame(2, floor=12), graph)
+    fold(state, 3, frame(2, floor=12), SHELF)
     assert state.triggers == set()
     assert state.trigger_floor == 12
 
@@ -100,9 +97,9 @@ def test_a_handover_holds_for_the_last_frame_only() -> None:
     state = PartitionState()
     last = frame(0)
     last.handover = "queue-1"
-    fold(state, 1, last, graph)
+    fold(state, 1, last, SHELF)
     assert state.handover == "queue-1"
-    fold(state, 2, frame(0, epoch=2), graph)
+    fold(state, 2, frame(0, epoch=2), SHELF)
     assert state.handover == ""
 
 

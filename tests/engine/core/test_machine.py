@@ -9,8 +9,9 @@ from engine.core.effects import Cancel, Notify, TimerKind, Wake, effects_of, owe
 from engine.core.events import AttemptFailed, NodeFailed, NodeSkipped, TaskScheduled
 from engine.core.failure import MAX_MESSAGE, Failure
 from engine.core.payload import Payload, of_value
-from engine.core.state import TraceState, apply, begin, dump, load
+from engine.core.state import MAX_ENV, TraceState, apply, begin, dump, load
 from engine.core.status import NodeStatus, TraceStatus
+from engine.core.steering import Refused
 from tests.engine.core.playing import START, TRACE, Trace
 
 # Order.
@@ -375,8 +376,8 @@ edges: [{from: a, to: j}, {from: b, to: j}]
     assert trace.failure == Failure("BOOM", "it broke", node="a", attempt=1)
     assert trace.status("a") is NodeStatus.FAILED
     assert trace.status("b") is trace.status("j") is NodeStatus.CANCELLED
-    ends = list(effects_of(trace.graph, trace.state, events[-1]))
-    assert ends == [Cancel(trace.graph.by_code["b"], 1), Notify()]
+    ends = list(effects_of(trace.graphs, trace.state, events[-1]))
+    assert ends == [Cancel(*trace.place("b"), 1), Notify()]
 
 
 HANDLED = """
@@ -699,23 +700,23 @@ def test_an_attempt_without_result_times_out_and_is_repeated() -> None:
     assert isinstance(event, AttemptFailed)
     assert event.failure.code == "TIMEOUT"
     assert event.failure.message == "no result within the timeout of 5 s"
-    owing = list(effects_of(trace.graph, trace.state, event))
-    assert owing == [Cancel(0, 1), Wake(trace.now + 1_000, TimerKind.RETRY, 0, 1)]
+    owing = list(effects_of(trace.graphs, trace.state, event))
+    assert owing == [Cancel(0, 0, 1), Wake(trace.now + 1_000, TimerKind.RETRY, 0, 0, 1)]
 
 
 def test_each_attempt_has_its_own_timeout_and_all_share_the_total_one() -> None:
     trace = Trace(TIMED)
     first = trace.events[1]
-    assert set(effects_of(trace.graph, trace.state, first)) >= {
-        Wake(START + 5_000, TimerKind.ATTEMPT, 0, 1),
-        Wake(START + 12_000, TimerKind.TOTAL, 0, 0),
+    assert set(effects_of(trace.graphs, trace.state, first)) >= {
+        Wake(START + 5_000, TimerKind.ATTEMPT, 0, 0, 1),
+        Wake(START + 12_000, TimerKind.TOTAL, 0, 0, 0),
     }
     trace.fails("a", LOST)
     trace.now += 1_000
     (second,) = trace.fires(TimerKind.RETRY, "a", 1)
-    timers = [e for e in effects_of(trace.graph, trace.state, second) if isinstance(e, Wake)]
-    assert timers == [Wake(START + 6_000, TimerKind.ATTEMPT, 0, 2)]
-    assert Wake(START + 12_000, TimerKind.TOTAL, 0, 0) in set(owed(trace.graph, trace.state))
+    timers = [e for e in effects_of(trace.graphs, trace.state, second) if isinstance(e, Wake)]
+    assert timers == [Wake(START + 6_000, TimerKind.ATTEMPT, 0, 0, 2)]
+    assert Wake(START + 12_000, TimerKind.TOTAL, 0, 0, 0) in set(owed(trace.graphs, trace.state))
 
 
 def test_a_timer_of_an_earlier_attempt_is_without_effect() -> None:
@@ -741,8 +742,8 @@ def test_the_total_timeout_ends_the_node_at_work_or_in_its_wait(waiting: bool) -
 
 def test_a_trace_that_runs_too_long_times_out() -> None:
     trace = Trace("timeout: 1m\nnodes: {a: {task: f}}")
-    timer = Wake(START + 60_000, TimerKind.TRACE, -1, 0)
-    assert list(effects_of(trace.graph, trace.state, trace.events[0])) == [timer]
+    timer = Wake(START + 60_000, TimerKind.TRACE, -1, -1, 0)
+    assert list(effects_of(trace.graphs, trace.state, trace.events[0])) == [timer]
     trace.fires(TimerKind.TRACE)
     assert trace.state.status is TraceStatus.TIMED_OUT
     assert trace.status("a") is NodeStatus.CANCELLED
@@ -768,15 +769,17 @@ def test_nothing_has_an_effect_on_an_ended_trace() -> None:
     assert trace.fails("a") == []
     assert trace.fires(TimerKind.ATTEMPT, "a", 1) == []
     assert trace.fires(TimerKind.TRACE) == []
-    assert trace.aborts() == []
-    assert machine.resume(trace.graph, trace.state, trace.now) == []
+    with pytest.raises(Refused) as refused:
+        trace.aborts()
+    assert refused.value.reason == "TRACE_ENDED"
+    assert machine.resume(trace.graphs, trace.state, trace.now) == []
     assert dump(trace.state) == before
 
 
 def test_a_failed_trace_has_nothing_to_resume() -> None:
     trace = Trace("nodes: {a: {task: f}, b: {task: f}}")
     trace.fails("a")
-    assert machine.resume(trace.graph, trace.state, trace.now) == []
+    assert machine.resume(trace.graphs, trace.state, trace.now) == []
 
 
 def test_a_duplicate_result_is_without_effect() -> None:
@@ -802,9 +805,9 @@ def test_a_result_of_an_earlier_attempt_is_without_effect() -> None:
 def test_a_result_of_a_node_that_has_not_begun_is_without_effect() -> None:
     trace = Trace(CHAIN)
     assert trace.returns("b", attempt=1) == []
-    assert not machine.is_current(trace.state, 1, 1)
-    assert not machine.is_current(trace.state, 99, 1)
-    assert not machine.is_current(trace.state, -1, 1)
+    assert not machine.is_current(trace.state, 0, 1, 1)
+    assert not machine.is_current(trace.state, 0, 99, 1)
+    assert not machine.is_current(trace.state, -1, 0, 1)
 
 
 # The trace-wide env.
@@ -850,8 +853,8 @@ def test_of_two_branches_that_set_one_key_the_later_result_wins() -> None:
         (b"{", "not valid JSON"),
         (b'{"n": 99999999999999999999999}', "more than 64 bits"),
         (b'{"deep": [{"n": -99999999999999999999999}]}', "more than 64 bits"),
-        ({"k": "x" * machine.MAX_ENV}, "65536 are allowed"),
-        ({"k": "ä" * (machine.MAX_ENV // 2)}, "65536 are allowed"),
+        ({"k": "x" * MAX_ENV}, "65536 are allowed"),
+        ({"k": "ä" * (MAX_ENV // 2)}, "65536 are allowed"),
     ],
 )
 def test_an_env_that_cannot_be_kept_fails_the_attempt(env: object, complaint: str) -> None:
@@ -887,9 +890,9 @@ def test_a_state_comes_back_from_its_bytes() -> None:
 
 
 def replay(trace: Trace, count: int) -> TraceState:
-    state = begin(trace.graph, TRACE, trace.events[0], START)  # type: ignore[arg-type]
+    state = begin(trace.graphs, TRACE, trace.events[0], START)  # type: ignore[arg-type]
     for event in trace.events[1:count]:
-        apply(trace.graph, state, event, START)
+        apply(trace.graphs, state, event, START)
     return state
 
 
@@ -901,7 +904,7 @@ edges: [{from: a, to: s, when: "1 == 2"}, {from: s, to: z}, {from: a, to: z, oth
     whole.returns("a", 1)
     for count in range(3, len(whole.events)):
         state = replay(whole, count)
-        events = machine.resume(whole.graph, state, START)
+        events = machine.resume(whole.graphs, state, START)
         assert whole.events[:count] + events == whole.events
         assert dump(state) == dump(whole.state)
 
@@ -911,12 +914,12 @@ def test_a_cut_right_after_an_unhandled_failure_still_fails_the_trace() -> None:
     whole.fails("b")
     assert isinstance(whole.events[-2], NodeFailed)
     state = replay(whole, len(whole.events) - 1)
-    assert machine.resume(whole.graph, state, START) == [whole.events[-1]]
+    assert machine.resume(whole.graphs, state, START) == [whole.events[-1]]
 
 
 def test_a_whole_turn_leaves_nothing_to_resume() -> None:
     trace = Trace(HANDLED)
-    assert machine.resume(trace.graph, trace.state, START) == []
+    assert machine.resume(trace.graphs, trace.state, START) == []
     trace.fails("a", "ONE")
-    assert machine.resume(trace.graph, trace.state, START) == []
+    assert machine.resume(trace.graphs, trace.state, START) == []
     assert any(isinstance(event, NodeSkipped) for event in trace.events)

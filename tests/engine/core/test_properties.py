@@ -24,12 +24,13 @@ from engine.core.events import (
 )
 from engine.core.failure import Failure
 from engine.core.graph import Graph
-from engine.core.machine import Abort, Failed, Succeeded, TimerFired
+from engine.core.machine import Failed, Succeeded, TimerFired
 from engine.core.payload import Payload, of_value
 from engine.core.playbook import Edge, EdgeKind, Join, Node, Nop, Playbook, Retry, Task
 from engine.core.state import TraceState, apply, begin, dump, load
 from engine.core.status import NodeStatus
-from tests.engine.core.playing import START, TRACE, compiled, started
+from engine.core.steering import Act, Verb, steer
+from tests.engine.core.playing import START, TRACE, Shelf, compiled, started
 
 NodeEnd = NodeSucceeded | NodeFailed | NodeSkipped
 tries = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -137,12 +138,13 @@ class Player:
 
     def __init__(self, graph: Graph, draw: st.DrawFn) -> None:
         self.graph = graph
+        self.graphs = Shelf(graph)
         self.draw = draw
         self.now = START
         self.attempts: list[Dispatch] = []
         self.timers: list[Wake] = []
         self.log: list[tuple[int, Event]] = []
-        self.state, events = machine.start(graph, TRACE, started(of_value({"x": 1})), START)
+        self.state, events = machine.start(self.graphs, TRACE, started(of_value({"x": 1})), START)
         self._take(events)
 
     def play(self) -> None:
@@ -166,31 +168,36 @@ class Player:
             )
             if node.retry_at:
                 self.now = max(self.now, node.retry_at)
-                self._do(TimerFired(TimerKind.RETRY, index, node.attempt))
+                self._do(TimerFired(TimerKind.RETRY, 0, index, node.attempt))
             else:
-                self._do(Succeeded(index, node.attempt, OUTPUTS[0]))
+                self._do(Succeeded(0, index, node.attempt, OUTPUTS[0]))
         raise AssertionError("the trace does not end")
 
-    def _anything(self) -> machine.Command:
+    def _anything(self) -> machine.Command | Act:
         draw = self.draw
         dice = draw(st.integers(0, 19))
         if dice == 0:
-            return Abort("ann", "")
+            return Act(Verb.ABORT, "ann")
         if dice <= 6 and self.timers:
             timer = draw(st.sampled_from(self.timers))
-            return TimerFired(timer.kind, timer.node, timer.attempt)
+            return TimerFired(timer.kind, timer.scope, timer.node, timer.attempt)
         if not self.attempts:
-            return Succeeded(0, draw(st.integers(0, 9)), OUTPUTS[0])
+            return Succeeded(0, 0, draw(st.integers(0, 9)), OUTPUTS[0])
         task = draw(st.sampled_from(self.attempts))
         if dice <= 10:
-            return Failed(task.node, task.attempt, draw(st.sampled_from(FAILURES)), "w")
+            return Failed(0, task.node, task.attempt, draw(st.sampled_from(FAILURES)), "w")
         output, env = draw(st.sampled_from(OUTPUTS)), draw(st.sampled_from(ENVS))
-        return Succeeded(task.node, task.attempt, output, env, "w", self.now)
+        return Succeeded(0, task.node, task.attempt, output, env, "w", self.now)
 
-    def _decide(self, command: machine.Command) -> list[Event]:
-        return machine.decide(self.graph, self.state, command, self.now)
+    def _decide(
+        self, command: machine.Command | Act, other: TraceState | None = None
+    ) -> list[Event]:
+        state = other or self.state
+        if isinstance(command, Act):
+            return [] if state.status.ended else steer(self.graphs, state, command, self.now)
+        return machine.decide(self.graphs, state, command, self.now)
 
-    def _do(self, command: machine.Command) -> None:
+    def _do(self, command: machine.Command | Act) -> None:
         before = dump(self.state)
         events = self._decide(command)
         if not events:
@@ -201,27 +208,27 @@ class Player:
         """The log grows, and what it owes goes out."""
         self.log += [(self.now, event) for event in events]
         for event in events:
-            for effect in effects_of(self.graph, self.state, event):
+            for effect in effects_of(self.graphs, self.state, event):
                 if isinstance(effect, Dispatch):
                     assert effect not in self.attempts, "one attempt was given out twice"
                     self.attempts.append(effect)
                 elif isinstance(effect, Wake):
                     self.timers.append(effect)
-        assert_owed(self.graph, self.state)
+        assert_owed(self.graphs, self.graph, self.state)
 
 
-def assert_owed(graph: Graph, state: TraceState) -> None:
+def assert_owed(graphs: Shelf, graph: Graph, state: TraceState) -> None:
     """A new owner would do exactly what is open: a task for each attempt at work, a retry timer
     for each that waits, and the time limits of both."""
     if state.status.ended:
         return
-    owing = list(owed(graph, state))
+    owing = list(owed(graphs, state))
     queued = [
         (index, node) for index, node in enumerate(state.nodes) if node.status is NodeStatus.QUEUED
     ]
     tasks = [(e.node, e.attempt) for e in owing if isinstance(e, Dispatch)]
     assert tasks == [(index, node.attempt) for index, node in queued if not node.retry_at]
-    assert all(machine.is_current(state, *task) for task in tasks)
+    assert all(machine.is_current(state, 0, *task) for task in tasks)
     wakes = [e for e in owing if isinstance(e, Wake)]
     retries = {(e.node, e.attempt, e.at) for e in wakes if e.kind is TimerKind.RETRY}
     assert retries == {(i, node.attempt, node.retry_at) for i, node in queued if node.retry_at}
@@ -234,9 +241,10 @@ def assert_owed(graph: Graph, state: TraceState) -> None:
 def replayed(graph: Graph, log: list[tuple[int, Event]]) -> TraceState:
     at, first = log[0]
     assert isinstance(first, TraceStarted)
-    state = begin(graph, TRACE, first, at)
+    graphs = Shelf(graph)
+    state = begin(graphs, TRACE, first, at)
     for at, event in log[1:]:
-        apply(graph, state, event, at)
+        apply(graphs, state, event, at)
     return state
 
 
@@ -247,7 +255,7 @@ def assert_settled_once(graph: Graph, state: TraceState, events: list[Event]) ->
     ends = Counter(event.node for event in events if isinstance(event, NodeEnd))
     assert all(count == 1 for count in ends.values())
     assert all(node.status.settled for node in state.nodes)
-    assert state.open == 0
+    assert state.scopes[0].open == 0
     cancelled = {i for i, n in enumerate(state.nodes) if n.status is NodeStatus.CANCELLED}
     assert set(ends) | cancelled == set(range(len(graph.nodes)))
     assert not set(ends) & cancelled
@@ -332,8 +340,8 @@ def test_a_log_that_was_cut_anywhere_is_carried_on_to_an_end(graph: Graph, data:
     player.log = player.log[:cut]
     player.state = replayed(graph, player.log)
     player.attempts, player.timers = [], []
-    player._take(machine.resume(graph, player.state, player.now))
-    assert machine.resume(graph, player.state, player.now) == []
+    player._take(machine.resume(player.graphs, player.state, player.now))
+    assert machine.resume(player.graphs, player.state, player.now) == []
     player._straight_on()
     events = [event for _, event in player.log]
     assert_settled_once(graph, player.state, events)
@@ -352,7 +360,7 @@ def test_a_state_stored_in_mid_flight_goes_on_as_if_nothing_had_been(
             return
         command = player._anything()
         other = load(dump(player.state))
-        there = machine.decide(graph, other, command, player.now)
+        there = player._decide(command, other)
         player._do(command)
         assert dump(other) == dump(player.state)
         assert there == [event for _, event in player.log[len(player.log) - len(there) :]]
@@ -368,9 +376,9 @@ def test_negative_control_a_broken_rule_is_found(
     if broken == "joins":
         monkeypatch.setattr(machine, "_decidable", lambda node, state: bool(state.taken))
     elif broken == "duplicates":
-        monkeypatch.setattr(machine, "is_current", lambda state, node, attempt: True)
+        monkeypatch.setattr(machine, "is_current", lambda state, scope, node, attempt: True)
     else:
-        monkeypatch.setattr(machine._Turn, "_follow", lambda turn, node: None)
+        monkeypatch.setattr(machine.Turn, "_follow", lambda turn, scope, node: None)
 
     run = settings(
         max_examples=300,

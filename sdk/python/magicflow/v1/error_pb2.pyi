@@ -97,6 +97,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The connection to etcd broke in the middle of a change: read again before repeating it."""
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 35
     """What was named, and is none of the things above, does not exist."""
+    ERROR_REASON_TRACE_STATE: _ErrorReason.ValueType  # 36
+    """The trace is not in a state that allows this: paused or not, ended or not, compensated."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It is the `reason` of the `google.rpc.ErrorInfo` in the status
@@ -175,6 +177,8 @@ ERROR_REASON_ETCD_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 34
 """The connection to etcd broke in the middle of a change: read again before repeating it."""
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 35
 """What was named, and is none of the things above, does not exist."""
+ERROR_REASON_TRACE_STATE: ErrorReason.ValueType  # 36
+"""The trace is not in a state that allows this: paused or not, ended or not, compensated."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

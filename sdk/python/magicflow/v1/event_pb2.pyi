@@ -38,12 +38,19 @@ class Event(_message.Message):
     ATTEMPT_FAILED_FIELD_NUMBER: _builtins.int
     NODE_FAILED_FIELD_NUMBER: _builtins.int
     NODE_SKIPPED_FIELD_NUMBER: _builtins.int
-    NODE_CANCELLED_FIELD_NUMBER: _builtins.int
     TRACE_ENDED_FIELD_NUMBER: _builtins.int
     HOOK_OPENED_FIELD_NUMBER: _builtins.int
-    HOOK_SIGNALLED_FIELD_NUMBER: _builtins.int
     SLEEP_STARTED_FIELD_NUMBER: _builtins.int
     OPERATOR_ACTED_FIELD_NUMBER: _builtins.int
+    CALL_STARTED_FIELD_NUMBER: _builtins.int
+    SCOPE_OPENED_FIELD_NUMBER: _builtins.int
+    ROUND_STARTED_FIELD_NUMBER: _builtins.int
+    ATTEMPT_BEGAN_FIELD_NUMBER: _builtins.int
+    TRACE_PAUSED_FIELD_NUMBER: _builtins.int
+    TRACE_RESUMED_FIELD_NUMBER: _builtins.int
+    TRACE_RELEASED_FIELD_NUMBER: _builtins.int
+    TRACE_FAILING_FIELD_NUMBER: _builtins.int
+    TRACE_REVIVED_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     """The partition whose log holds it."""
     sequence: _builtins.int
@@ -81,10 +88,6 @@ class Event(_message.Message):
         """No edge to the node was taken."""
 
     @_builtins.property
-    def node_cancelled(self) -> Global___NodeCancelled:
-        """The trace ended around the node."""
-
-    @_builtins.property
     def trace_ended(self) -> Global___TraceEnded:
         """The trace ended."""
 
@@ -93,16 +96,48 @@ class Event(_message.Message):
         """A hook waits."""
 
     @_builtins.property
-    def hook_signalled(self) -> Global___HookSignalled:
-        """A hook was signalled."""
-
-    @_builtins.property
     def sleep_started(self) -> Global___SleepStarted:
         """A sleep began."""
 
     @_builtins.property
     def operator_acted(self) -> Global___OperatorActed:
         """An operator did something."""
+
+    @_builtins.property
+    def call_started(self) -> Global___CallStarted:
+        """A playbook, map or repeat node is under way."""
+
+    @_builtins.property
+    def scope_opened(self) -> Global___ScopeOpened:
+        """What the call runs is known."""
+
+    @_builtins.property
+    def round_started(self) -> Global___RoundStarted:
+        """A repeat goes round once more."""
+
+    @_builtins.property
+    def attempt_began(self) -> Global___AttemptBegan:
+        """A worker began; recorded for nodes with a queue_timeout only."""
+
+    @_builtins.property
+    def trace_paused(self) -> Global___TracePaused:
+        """The trace stands still."""
+
+    @_builtins.property
+    def trace_resumed(self) -> Global___TraceResumed:
+        """The trace goes on."""
+
+    @_builtins.property
+    def trace_released(self) -> Global___TraceReleased:
+        """A delayed trace begins."""
+
+    @_builtins.property
+    def trace_failing(self) -> Global___TraceFailing:
+        """The trace will end without success; compensations run first."""
+
+    @_builtins.property
+    def trace_revived(self) -> Global___TraceRevived:
+        """An ended trace runs again."""
 
     def __init__(
         self,
@@ -118,18 +153,25 @@ class Event(_message.Message):
         attempt_failed: Global___AttemptFailed | None = ...,
         node_failed: Global___NodeFailed | None = ...,
         node_skipped: Global___NodeSkipped | None = ...,
-        node_cancelled: Global___NodeCancelled | None = ...,
         trace_ended: Global___TraceEnded | None = ...,
         hook_opened: Global___HookOpened | None = ...,
-        hook_signalled: Global___HookSignalled | None = ...,
         sleep_started: Global___SleepStarted | None = ...,
         operator_acted: Global___OperatorActed | None = ...,
+        call_started: Global___CallStarted | None = ...,
+        scope_opened: Global___ScopeOpened | None = ...,
+        round_started: Global___RoundStarted | None = ...,
+        attempt_began: Global___AttemptBegan | None = ...,
+        trace_paused: Global___TracePaused | None = ...,
+        trace_resumed: Global___TraceResumed | None = ...,
+        trace_released: Global___TraceReleased | None = ...,
+        trace_failing: Global___TraceFailing | None = ...,
+        trace_revived: Global___TraceRevived | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_failed", b"attempt_failed", "hook_opened", b"hook_opened", "hook_signalled", b"hook_signalled", "node_cancelled", b"node_cancelled", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_began", b"attempt_began", "attempt_failed", b"attempt_failed", "call_started", b"call_started", "hook_opened", b"hook_opened", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "round_started", b"round_started", "scope_opened", b"scope_opened", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_failing", b"trace_failing", "trace_paused", b"trace_paused", "trace_released", b"trace_released", "trace_resumed", b"trace_resumed", "trace_revived", b"trace_revived", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_failed", b"attempt_failed", "hook_opened", b"hook_opened", "hook_signalled", b"hook_signalled", "index", b"index", "node_cancelled", b"node_cancelled", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "partition", b"partition", "sequence", b"sequence", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_id", b"trace_id", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_began", b"attempt_began", "attempt_failed", b"attempt_failed", "call_started", b"call_started", "hook_opened", b"hook_opened", "index", b"index", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "partition", b"partition", "round_started", b"round_started", "scope_opened", b"scope_opened", "sequence", b"sequence", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_failing", b"trace_failing", "trace_id", b"trace_id", "trace_paused", b"trace_paused", "trace_released", b"trace_released", "trace_resumed", b"trace_resumed", "trace_revived", b"trace_revived", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["trace_started", "task_scheduled", "node_succeeded", "attempt_failed", "node_failed", "node_skipped", "node_cancelled", "trace_ended", "hook_opened", "hook_signalled", "sleep_started", "operator_acted"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["trace_started", "task_scheduled", "node_succeeded", "attempt_failed", "node_failed", "node_skipped", "trace_ended", "hook_opened", "sleep_started", "operator_acted", "call_started", "scope_opened", "round_started", "attempt_began", "trace_paused", "trace_resumed", "trace_released", "trace_failing", "trace_revived"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -384,28 +426,6 @@ class NodeSkipped(_message.Message):
 Global___NodeSkipped: _TypeAlias = NodeSkipped  # noqa: Y015
 
 @_typing.final
-class NodeCancelled(_message.Message):
-    """The trace ended around the node."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NODE_FIELD_NUMBER: _builtins.int
-    node: _builtins.str
-    """The node's path."""
-    def __init__(
-        self,
-        *,
-        node: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___NodeCancelled: _TypeAlias = NodeCancelled  # noqa: Y015
-
-@_typing.final
 class TraceEnded(_message.Message):
     """The trace ended."""
 
@@ -447,61 +467,45 @@ class HookOpened(_message.Message):
 
     NODE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """The node's path."""
+    env: _builtins.bytes
+    """The env keys that the task set."""
+    worker: _builtins.str
+    """The worker of the task."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it gives up; unset means never."""
+
+    @_builtins.property
+    def input(self) -> _payload_pb2.Payload:
+        """What whoever decides is shown."""
+
+    @_builtins.property
+    def output(self) -> _payload_pb2.Payload:
+        """What a task returned that waits for a signal after it has run."""
 
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        input: _payload_pb2.Payload | None = ...,
+        output: _payload_pb2.Payload | None = ...,
+        env: _builtins.bytes = ...,
+        worker: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "input", b"input", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["env", b"env", "expires_at", b"expires_at", "input", b"input", "node", b"node", "output", b"output", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HookOpened: _TypeAlias = HookOpened  # noqa: Y015
-
-@_typing.final
-class HookSignalled(_message.Message):
-    """A hook was signalled."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NODE_FIELD_NUMBER: _builtins.int
-    APPROVED_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FIELD_NUMBER: _builtins.int
-    BY_FIELD_NUMBER: _builtins.int
-    node: _builtins.str
-    """The node's path."""
-    approved: _builtins.bool
-    """True for approve, false for reject."""
-    by: _builtins.str
-    """Who sent it."""
-    @_builtins.property
-    def payload(self) -> _payload_pb2.Payload:
-        """What came with the signal."""
-
-    def __init__(
-        self,
-        *,
-        node: _builtins.str = ...,
-        approved: _builtins.bool = ...,
-        payload: _payload_pb2.Payload | None = ...,
-        by: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "by", b"by", "node", b"node", "payload", b"payload"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___HookSignalled: _TypeAlias = HookSignalled  # noqa: Y015
 
 @_typing.final
 class SleepStarted(_message.Message):
@@ -564,3 +568,219 @@ class OperatorActed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OperatorActed: _TypeAlias = OperatorActed  # noqa: Y015
+
+@_typing.final
+class CallStarted(_message.Message):
+    """A playbook, map or repeat node is under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's path."""
+    attempt: _builtins.int
+    """The attempt, from 1."""
+    @_builtins.property
+    def input(self) -> _payload_pb2.Payload:
+        """What it was given; of a map its list. Unset: as in the attempt before."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        input: _payload_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "input", b"input", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallStarted: _TypeAlias = CallStarted  # noqa: Y015
+
+@_typing.final
+class ScopeOpened(_message.Message):
+    """What a call runs is known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's path."""
+    kind: _builtins.str
+    """`playbook`, `map` or `repeat`."""
+    snapshot_id: _builtins.int
+    """The snapshot that it runs, for `playbook`."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        snapshot_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node", b"node", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScopeOpened: _TypeAlias = ScopeOpened  # noqa: Y015
+
+@_typing.final
+class RoundStarted(_message.Message):
+    """A repeat goes round once more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The path of the round."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
+
+@_typing.final
+class AttemptBegan(_message.Message):
+    """A worker began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's path."""
+    attempt: _builtins.int
+    """The attempt."""
+    worker: _builtins.str
+    """The worker."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "node", b"node", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptBegan: _TypeAlias = AttemptBegan  # noqa: Y015
+
+@_typing.final
+class TracePaused(_message.Message):
+    """The trace stands still."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TracePaused: _TypeAlias = TracePaused  # noqa: Y015
+
+@_typing.final
+class TraceResumed(_message.Message):
+    """The trace goes on; its timers do so, later by the pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceResumed: _TypeAlias = TraceResumed  # noqa: Y015
+
+@_typing.final
+class TraceReleased(_message.Message):
+    """A delayed trace begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceReleased: _TypeAlias = TraceReleased  # noqa: Y015
+
+@_typing.final
+class TraceFailing(_message.Message):
+    """The trace will end without success."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """How: a `TraceStatus` name without its prefix."""
+    @_builtins.property
+    def failure(self) -> _error_pb2.Failure:
+        """The cause."""
+
+    @_builtins.property
+    def undo(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The paths of the nodes to compensate, in the order in which that happens."""
+
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        failure: _error_pb2.Failure | None = ...,
+        undo: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "status", b"status", "undo", b"undo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceFailing: _TypeAlias = TraceFailing  # noqa: Y015
+
+@_typing.final
+class TraceRevived(_message.Message):
+    """An ended trace runs again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceRevived: _TypeAlias = TraceRevived  # noqa: Y015

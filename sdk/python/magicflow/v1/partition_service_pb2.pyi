@@ -180,6 +180,106 @@ class InspectResponse(_message.Message):
 Global___InspectResponse: _TypeAlias = InspectResponse  # noqa: Y015
 
 @_typing.final
+class ExportRequest(_message.Message):
+    """Which trace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    trace_id: _builtins.str
+    """32 hex digits."""
+    def __init__(
+        self,
+        *,
+        trace_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
+
+@_typing.final
+class ExportResponse(_message.Message):
+    """The trace's state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    """In the core's own byte form."""
+    def __init__(
+        self,
+        *,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportResponse: _TypeAlias = ExportResponse  # noqa: Y015
+
+@_typing.final
+class StartRequest(_message.Message):
+    """A trigger with an idempotency key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """The partition."""
+    trigger: _builtins.bytes
+    """The trigger in the form of the trigger queue."""
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        trigger: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition", b"partition", "trigger", b"trigger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRequest: _TypeAlias = StartRequest  # noqa: Y015
+
+@_typing.final
+class StartResponse(_message.Message):
+    """The trace of the key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    EXISTING_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    trace_id: _builtins.bytes
+    """16 bytes."""
+    existing: _builtins.bool
+    """True when the key had started it before."""
+    snapshot_id: _builtins.int
+    """The snapshot that it is pinned to."""
+    def __init__(
+        self,
+        *,
+        trace_id: _builtins.bytes = ...,
+        existing: _builtins.bool = ...,
+        snapshot_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["existing", b"existing", "snapshot_id", b"snapshot_id", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartResponse: _TypeAlias = StartResponse  # noqa: Y015
+
+@_typing.final
 class OperateRequest(_message.Message):
     """An operator's act."""
 
@@ -193,16 +293,26 @@ class OperateRequest(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    REJECT_FIELD_NUMBER: _builtins.int
+    COMPENSATE_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.str
     """32 hex digits."""
     verb: _builtins.str
-    """`abort`, `pause`, `resume`, `signal`, `complete`, `fail` or `skip`."""
+    """`abort`, `pause`, `resume`, `signal`, `complete`, `fail`, `skip` or `retry`."""
     node: _builtins.str
     """The node's path, where the verb needs one."""
     by: _builtins.str
     """Who: the token's subject."""
     why: _builtins.str
     """Why, in the operator's words."""
+    reject: _builtins.bool
+    """A signal that rejects."""
+    compensate: _builtins.bool
+    """Whether an abort runs compensations."""
+    state: _builtins.bytes
+    """The state of an ended trace to retry, as `Export` or `TraceService.ExportTrace` gave it."""
     @_builtins.property
     def payload(self) -> _payload_pb2.Payload:
         """What comes with it."""
@@ -215,6 +325,10 @@ class OperateRequest(_message.Message):
     def at(self) -> _timestamp_pb2.Timestamp:
         """When it was asked."""
 
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The failed nodes to retry; empty means all."""
+
     def __init__(
         self,
         *,
@@ -226,10 +340,14 @@ class OperateRequest(_message.Message):
         payload: _payload_pb2.Payload | None = ...,
         failure: _error_pb2.Failure | None = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        reject: _builtins.bool = ...,
+        compensate: _builtins.bool = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        state: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "failure", b"failure", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "by", b"by", "failure", b"failure", "node", b"node", "payload", b"payload", "trace_id", b"trace_id", "verb", b"verb", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "by", b"by", "compensate", b"compensate", "failure", b"failure", "node", b"node", "nodes", b"nodes", "payload", b"payload", "reject", b"reject", "state", b"state", "trace_id", b"trace_id", "verb", b"verb", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,16 @@ class PartitionServiceStub:
                 request_serializer=magicflow_dot_v1_dot_partition__service__pb2.InspectRequest.SerializeToString,
                 response_deserializer=magicflow_dot_v1_dot_partition__service__pb2.InspectResponse.FromString,
                 _registered_method=True)
+        self.Export = channel.unary_unary(
+                '/magicflow.v1.PartitionService/Export',
+                request_serializer=magicflow_dot_v1_dot_partition__service__pb2.ExportRequest.SerializeToString,
+                response_deserializer=magicflow_dot_v1_dot_partition__service__pb2.ExportResponse.FromString,
+                _registered_method=True)
+        self.Start = channel.unary_unary(
+                '/magicflow.v1.PartitionService/Start',
+                request_serializer=magicflow_dot_v1_dot_partition__service__pb2.StartRequest.SerializeToString,
+                response_deserializer=magicflow_dot_v1_dot_partition__service__pb2.StartResponse.FromString,
+                _registered_method=True)
         self.Operate = channel.unary_unary(
                 '/magicflow.v1.PartitionService/Operate',
                 request_serializer=magicflow_dot_v1_dot_partition__service__pb2.OperateRequest.SerializeToString,
@@ -92,10 +102,30 @@ class PartitionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Operate(self, request, context):
-        """An operator's act on a live trace. Answers after it is committed.
+    def Export(self, request, context):
+        """The state of a trace as the core keeps it, while the owner has it: for reruns and retries.
 
-        Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_NOT_FOUND, NODE_STATE, PARTITION_UNOWNED.
+        Errors: TRACE_NOT_FOUND (it may have ended longer ago), PARTITION_UNOWNED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Start(self, request, context):
+        """Starts a trace under an idempotency key, or says which one the key has started. Answers
+        after it is committed.
+
+        Errors: IDEMPOTENCY_CONFLICT, OVERLOADED, PARTITION_UNOWNED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Operate(self, request, context):
+        """An operator's act on a live trace, or a retry of an ended one. Answers after it is committed.
+
+        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE,
+        PAYLOAD_TOO_LARGE, PARTITION_UNOWNED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +148,16 @@ def add_PartitionServiceServicer_to_server(servicer, server):
                     servicer.Inspect,
                     request_deserializer=magicflow_dot_v1_dot_partition__service__pb2.InspectRequest.FromString,
                     response_serializer=magicflow_dot_v1_dot_partition__service__pb2.InspectResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_unary_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=magicflow_dot_v1_dot_partition__service__pb2.ExportRequest.FromString,
+                    response_serializer=magicflow_dot_v1_dot_partition__service__pb2.ExportResponse.SerializeToString,
+            ),
+            'Start': grpc.unary_unary_rpc_method_handler(
+                    servicer.Start,
+                    request_deserializer=magicflow_dot_v1_dot_partition__service__pb2.StartRequest.FromString,
+                    response_serializer=magicflow_dot_v1_dot_partition__service__pb2.StartResponse.SerializeToString,
             ),
             'Operate': grpc.unary_unary_rpc_method_handler(
                     servicer.Operate,
@@ -208,6 +248,60 @@ class PartitionService:
             '/magicflow.v1.PartitionService/Inspect',
             magicflow_dot_v1_dot_partition__service__pb2.InspectRequest.SerializeToString,
             magicflow_dot_v1_dot_partition__service__pb2.InspectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/magicflow.v1.PartitionService/Export',
+            magicflow_dot_v1_dot_partition__service__pb2.ExportRequest.SerializeToString,
+            magicflow_dot_v1_dot_partition__service__pb2.ExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Start(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/magicflow.v1.PartitionService/Start',
+            magicflow_dot_v1_dot_partition__service__pb2.StartRequest.SerializeToString,
+            magicflow_dot_v1_dot_partition__service__pb2.StartResponse.FromString,
             options,
             channel_credentials,
             insecure,

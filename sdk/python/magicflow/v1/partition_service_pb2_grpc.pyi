@@ -52,10 +52,22 @@ class PartitionServiceStub:
 
     Errors: TRACE_NOT_FOUND (it may have ended longer ago), PARTITION_UNOWNED.
     """
-    Operate: _grpc.UnaryUnaryMultiCallable[_partition_service_pb2.OperateRequest, _partition_service_pb2.OperateResponse]
-    """An operator's act on a live trace. Answers after it is committed.
+    Export: _grpc.UnaryUnaryMultiCallable[_partition_service_pb2.ExportRequest, _partition_service_pb2.ExportResponse]
+    """The state of a trace as the core keeps it, while the owner has it: for reruns and retries.
 
-    Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_NOT_FOUND, NODE_STATE, PARTITION_UNOWNED.
+    Errors: TRACE_NOT_FOUND (it may have ended longer ago), PARTITION_UNOWNED.
+    """
+    Start: _grpc.UnaryUnaryMultiCallable[_partition_service_pb2.StartRequest, _partition_service_pb2.StartResponse]
+    """Starts a trace under an idempotency key, or says which one the key has started. Answers
+    after it is committed.
+
+    Errors: IDEMPOTENCY_CONFLICT, OVERLOADED, PARTITION_UNOWNED.
+    """
+    Operate: _grpc.UnaryUnaryMultiCallable[_partition_service_pb2.OperateRequest, _partition_service_pb2.OperateResponse]
+    """An operator's act on a live trace, or a retry of an ended one. Answers after it is committed.
+
+    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE,
+    PAYLOAD_TOO_LARGE, PARTITION_UNOWNED.
     """
 
 @_typing.type_check_only
@@ -82,10 +94,22 @@ class PartitionServiceAsyncStub(PartitionServiceStub):
 
     Errors: TRACE_NOT_FOUND (it may have ended longer ago), PARTITION_UNOWNED.
     """
-    Operate: _aio.UnaryUnaryMultiCallable[_partition_service_pb2.OperateRequest, _partition_service_pb2.OperateResponse]  # type: ignore[assignment]
-    """An operator's act on a live trace. Answers after it is committed.
+    Export: _aio.UnaryUnaryMultiCallable[_partition_service_pb2.ExportRequest, _partition_service_pb2.ExportResponse]  # type: ignore[assignment]
+    """The state of a trace as the core keeps it, while the owner has it: for reruns and retries.
 
-    Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_NOT_FOUND, NODE_STATE, PARTITION_UNOWNED.
+    Errors: TRACE_NOT_FOUND (it may have ended longer ago), PARTITION_UNOWNED.
+    """
+    Start: _aio.UnaryUnaryMultiCallable[_partition_service_pb2.StartRequest, _partition_service_pb2.StartResponse]  # type: ignore[assignment]
+    """Starts a trace under an idempotency key, or says which one the key has started. Answers
+    after it is committed.
+
+    Errors: IDEMPOTENCY_CONFLICT, OVERLOADED, PARTITION_UNOWNED.
+    """
+    Operate: _aio.UnaryUnaryMultiCallable[_partition_service_pb2.OperateRequest, _partition_service_pb2.OperateResponse]  # type: ignore[assignment]
+    """An operator's act on a live trace, or a retry of an ended one. Answers after it is committed.
+
+    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE,
+    PAYLOAD_TOO_LARGE, PARTITION_UNOWNED.
     """
 
 class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -129,14 +153,38 @@ class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _partition_service_pb2.ExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_partition_service_pb2.ExportResponse, _abc.Awaitable[_partition_service_pb2.ExportResponse]]:
+        """The state of a trace as the core keeps it, while the owner has it: for reruns and retries.
+
+        Errors: TRACE_NOT_FOUND (it may have ended longer ago), PARTITION_UNOWNED.
+        """
+
+    @_abc_1.abstractmethod
+    def Start(
+        self,
+        request: _partition_service_pb2.StartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_partition_service_pb2.StartResponse, _abc.Awaitable[_partition_service_pb2.StartResponse]]:
+        """Starts a trace under an idempotency key, or says which one the key has started. Answers
+        after it is committed.
+
+        Errors: IDEMPOTENCY_CONFLICT, OVERLOADED, PARTITION_UNOWNED.
+        """
+
+    @_abc_1.abstractmethod
     def Operate(
         self,
         request: _partition_service_pb2.OperateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_partition_service_pb2.OperateResponse, _abc.Awaitable[_partition_service_pb2.OperateResponse]]:
-        """An operator's act on a live trace. Answers after it is committed.
+        """An operator's act on a live trace, or a retry of an ended one. Answers after it is committed.
 
-        Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_NOT_FOUND, NODE_STATE, PARTITION_UNOWNED.
+        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE,
+        PAYLOAD_TOO_LARGE, PARTITION_UNOWNED.
         """
 
 def add_PartitionServiceServicer_to_server(servicer: PartitionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

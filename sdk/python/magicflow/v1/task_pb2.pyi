@@ -103,6 +103,7 @@ class Task(_message.Message):
     DISPATCHED_AT_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
     function: _builtins.str
     """The function, `app/name`."""
     env: _builtins.bytes
@@ -123,6 +124,8 @@ class Task(_message.Message):
     """A key that is the same for every attempt of this node: give it to other systems so that
     they can recognise a repetition.
     """
+    affinity: _builtins.bool
+    """Whether a worker that served this trace before is preferred."""
     @_builtins.property
     def id(self) -> Global___TaskId:
         """Its identity; returned unchanged with the result."""
@@ -170,10 +173,11 @@ class Task(_message.Message):
         dispatched_at: _timestamp_pb2.Timestamp | None = ...,
         mac: _builtins.bytes = ...,
         idempotency_key: _builtins.str = ...,
+        affinity: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "dispatched_at", b"dispatched_at", "heartbeat", b"heartbeat", "id", b"id", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "deadline", b"deadline", "dispatched_at", b"dispatched_at", "env", b"env", "epoch", b"epoch", "function", b"function", "heartbeat", b"heartbeat", "id", b"id", "idempotency_key", b"idempotency_key", "input", b"input", "mac", b"mac", "playbook", b"playbook", "priority", b"priority", "snapshot_id", b"snapshot_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "after", b"after", "before", b"before", "deadline", b"deadline", "dispatched_at", b"dispatched_at", "env", b"env", "epoch", b"epoch", "function", b"function", "heartbeat", b"heartbeat", "id", b"id", "idempotency_key", b"idempotency_key", "input", b"input", "mac", b"mac", "playbook", b"playbook", "priority", b"priority", "snapshot_id", b"snapshot_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -146,6 +146,14 @@ class _WaitCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitCode.Val
     """Work of higher priority goes first."""
     WAIT_CODE_ADMISSION: _WaitCode.ValueType  # 10
     """The trigger waits for admission."""
+    WAIT_CODE_START: _WaitCode.ValueType  # 11
+    """The trace is delayed and begins at `until`."""
+    WAIT_CODE_WINDOW: _WaitCode.ValueType  # 12
+    """An item waits for a place in its map's window, or for the round or compensation before it."""
+    WAIT_CODE_CALL: _WaitCode.ValueType  # 13
+    """The snapshot of the playbook to call is being looked up."""
+    WAIT_CODE_CHILDREN: _WaitCode.ValueType  # 14
+    """The node waits for what runs inside it."""
 
 class WaitCode(_WaitCode, metaclass=_WaitCodeEnumTypeWrapper):
     """The kinds of reasons why a node does not run."""
@@ -172,6 +180,14 @@ WAIT_CODE_PRIORITY: WaitCode.ValueType  # 9
 """Work of higher priority goes first."""
 WAIT_CODE_ADMISSION: WaitCode.ValueType  # 10
 """The trigger waits for admission."""
+WAIT_CODE_START: WaitCode.ValueType  # 11
+"""The trace is delayed and begins at `until`."""
+WAIT_CODE_WINDOW: WaitCode.ValueType  # 12
+"""An item waits for a place in its map's window, or for the round or compensation before it."""
+WAIT_CODE_CALL: WaitCode.ValueType  # 13
+"""The snapshot of the playbook to call is being looked up."""
+WAIT_CODE_CHILDREN: WaitCode.ValueType  # 14
+"""The node waits for what runs inside it."""
 Global___WaitCode: _TypeAlias = WaitCode  # noqa: Y015
 
 @_typing.final
@@ -195,6 +211,10 @@ class Trace(_message.Message):
     ENV_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     TRIGGERED_BY_FIELD_NUMBER: _builtins.int
+    START_AT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    RERUN_OF_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.str
     """32 hex digits; also the OpenTelemetry trace id of every span of this execution."""
     app: _builtins.str
@@ -211,6 +231,12 @@ class Trace(_message.Message):
     """The trace-wide env now: a JSON object."""
     triggered_by: _builtins.str
     """Whose token triggered it."""
+    priority: _builtins.int
+    """The priority of its tasks that have none of their own, 0 (last) to 9 (first)."""
+    rerun_of: _builtins.str
+    """The trace that this one repeats; empty for a trace of its own."""
+    ending: Global___TraceStatus.ValueType
+    """How it will end once its compensations have run; unset unless they run now."""
     @_builtins.property
     def input(self) -> _payload_pb2.Payload:
         """The trigger's input."""
@@ -239,6 +265,10 @@ class Trace(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeState]:
         """Its nodes in the graph's order. Empty in lists."""
 
+    @_builtins.property
+    def start_at(self) -> _timestamp_pb2.Timestamp:
+        """When a delayed trace begins; unset once it has begun."""
+
     def __init__(
         self,
         *,
@@ -257,10 +287,14 @@ class Trace(_message.Message):
         env: _builtins.bytes = ...,
         nodes: _abc.Iterable[Global___NodeState] | None = ...,
         triggered_by: _builtins.str = ...,
+        start_at: _timestamp_pb2.Timestamp | None = ...,
+        priority: _builtins.int = ...,
+        rerun_of: _builtins.str = ...,
+        ending: Global___TraceStatus.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "failure", b"failure", "input", b"input", "output", b"output", "started_at", b"started_at", "triggered_at", b"triggered_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "failure", b"failure", "input", b"input", "output", b"output", "start_at", b"start_at", "started_at", b"started_at", "triggered_at", b"triggered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "ended_at", b"ended_at", "env", b"env", "failure", b"failure", "input", b"input", "nodes", b"nodes", "output", b"output", "playbook", b"playbook", "playbook_id", b"playbook_id", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "status", b"status", "trace_id", b"trace_id", "triggered_at", b"triggered_at", "triggered_by", b"triggered_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "ended_at", b"ended_at", "ending", b"ending", "env", b"env", "failure", b"failure", "input", b"input", "nodes", b"nodes", "output", b"output", "playbook", b"playbook", "playbook_id", b"playbook_id", "priority", b"priority", "rerun_of", b"rerun_of", "snapshot_id", b"snapshot_id", "start_at", b"start_at", "started_at", b"started_at", "status", b"status", "trace_id", b"trace_id", "triggered_at", b"triggered_at", "triggered_by", b"triggered_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,6 +318,8 @@ class NodeState(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Its path: the node's code, with the domain before it (`pay/charge`, `each[3]/resize`)."""
     status: Global___NodeStatus.ValueType
@@ -296,6 +332,10 @@ class NodeState(_message.Message):
     """The attempt under way or the last one, from 1; 0 before the first."""
     worker: _builtins.str
     """The worker of the last attempt, as far as known."""
+    playbook: _builtins.str
+    """The playbook that the node runs inside, `app/name`; empty where it runs none."""
+    snapshot_id: _builtins.int
+    """The snapshot of that playbook."""
     @_builtins.property
     def input(self) -> _payload_pb2.Payload:
         """What the function received."""
@@ -335,10 +375,12 @@ class NodeState(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         worker: _builtins.str = ...,
         wait: Global___WaitReason | None = ...,
+        playbook: _builtins.str = ...,
+        snapshot_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "failure", b"failure", "input", b"input", "output", b"output", "started_at", b"started_at", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ended_at", b"ended_at", "failure", b"failure", "function", b"function", "input", b"input", "kind", b"kind", "output", b"output", "path", b"path", "started_at", b"started_at", "status", b"status", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ended_at", b"ended_at", "failure", b"failure", "function", b"function", "input", b"input", "kind", b"kind", "output", b"output", "path", b"path", "playbook", b"playbook", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "status", b"status", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,11 @@ class TraceServiceStub:
                 request_serializer=magicflow_dot_v1_dot_trace__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=magicflow_dot_v1_dot_trace__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.ExportTrace = channel.unary_unary(
+                '/magicflow.v1.TraceService/ExportTrace',
+                request_serializer=magicflow_dot_v1_dot_trace__service__pb2.ExportTraceRequest.SerializeToString,
+                response_deserializer=magicflow_dot_v1_dot_trace__service__pb2.ExportTraceResponse.FromString,
+                _registered_method=True)
 
 
 class TraceServiceServicer:
@@ -126,6 +131,16 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportTrace(self, request, context):
+        """The state of a stored trace as the core keeps it: for magicflow's own services, which rerun
+        and retry traces.
+
+        Errors: INVALID, TRACE_NOT_FOUND, TOKEN_SCOPE, STORE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +173,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=magicflow_dot_v1_dot_trace__service__pb2.GetStatsRequest.FromString,
                     response_serializer=magicflow_dot_v1_dot_trace__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'ExportTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportTrace,
+                    request_deserializer=magicflow_dot_v1_dot_trace__service__pb2.ExportTraceRequest.FromString,
+                    response_serializer=magicflow_dot_v1_dot_trace__service__pb2.ExportTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -323,6 +343,33 @@ class TraceService:
             '/magicflow.v1.TraceService/GetStats',
             magicflow_dot_v1_dot_trace__service__pb2.GetStatsRequest.SerializeToString,
             magicflow_dot_v1_dot_trace__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/magicflow.v1.TraceService/ExportTrace',
+            magicflow_dot_v1_dot_trace__service__pb2.ExportTraceRequest.SerializeToString,
+            magicflow_dot_v1_dot_trace__service__pb2.ExportTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,12 @@ class TraceServiceStub:
 
     Errors: INVALID, TOKEN_SCOPE, STORE_UNAVAILABLE.
     """
+    ExportTrace: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ExportTraceRequest, _trace_service_pb2.ExportTraceResponse]
+    """The state of a stored trace as the core keeps it: for magicflow's own services, which rerun
+    and retry traces.
+
+    Errors: INVALID, TRACE_NOT_FOUND, TOKEN_SCOPE, STORE_UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
@@ -100,6 +106,12 @@ class TraceServiceAsyncStub(TraceServiceStub):
     """Counts and durations over a window.
 
     Errors: INVALID, TOKEN_SCOPE, STORE_UNAVAILABLE.
+    """
+    ExportTrace: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ExportTraceRequest, _trace_service_pb2.ExportTraceResponse]  # type: ignore[assignment]
+    """The state of a stored trace as the core keeps it: for magicflow's own services, which rerun
+    and retry traces.
+
+    Errors: INVALID, TRACE_NOT_FOUND, TOKEN_SCOPE, STORE_UNAVAILABLE.
     """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -170,6 +182,18 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Counts and durations over a window.
 
         Errors: INVALID, TOKEN_SCOPE, STORE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportTrace(
+        self,
+        request: _trace_service_pb2.ExportTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.ExportTraceResponse, _abc.Awaitable[_trace_service_pb2.ExportTraceResponse]]:
+        """The state of a stored trace as the core keeps it: for magicflow's own services, which rerun
+        and retry traces.
+
+        Errors: INVALID, TRACE_NOT_FOUND, TOKEN_SCOPE, STORE_UNAVAILABLE.
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

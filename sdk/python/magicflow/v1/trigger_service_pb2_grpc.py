@@ -157,9 +157,10 @@ class TriggerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Stops the trace's advance; what runs may finish, its results are kept.
+        """Stops the trace's advance; what runs may finish, its results are kept. Time spent in a pause
+        counts against no timeout.
 
-        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TOKEN_SCOPE.
+        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,7 +169,7 @@ class TriggerServiceServicer:
     def Resume(self, request, context):
         """Lets a paused trace advance again.
 
-        Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_STATE, TOKEN_SCOPE.
+        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,16 +178,17 @@ class TriggerServiceServicer:
     def Retry(self, request, context):
         """Runs the failed nodes of an ended trace again and goes on from there.
 
-        Errors: TRACE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
+        Errors: TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rerun(self, request, context):
-        """Runs a trace again from one of its nodes, on the same or another snapshot.
+        """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
+        that takes over the outcome of everything that does not come after the node.
 
-        Errors: INVALID, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+        Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -68,24 +68,26 @@ class TriggerServiceStub:
     Errors: TRACE_NOT_FOUND, TRACE_ENDED, TOKEN_SCOPE, PARTITION_UNOWNED.
     """
     Pause: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.PauseRequest, _trigger_service_pb2.PauseResponse]
-    """Stops the trace's advance; what runs may finish, its results are kept.
+    """Stops the trace's advance; what runs may finish, its results are kept. Time spent in a pause
+    counts against no timeout.
 
-    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TOKEN_SCOPE.
+    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
     """
     Resume: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.ResumeRequest, _trigger_service_pb2.ResumeResponse]
     """Lets a paused trace advance again.
 
-    Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_STATE, TOKEN_SCOPE.
+    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
     """
     Retry: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.RetryRequest, _trigger_service_pb2.RetryResponse]
     """Runs the failed nodes of an ended trace again and goes on from there.
 
-    Errors: TRACE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
+    Errors: TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
     """
     Rerun: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.RerunRequest, _trigger_service_pb2.RerunResponse]
-    """Runs a trace again from one of its nodes, on the same or another snapshot.
+    """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
+    that takes over the outcome of everything that does not come after the node.
 
-    Errors: INVALID, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+    Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
     """
     CompleteNode: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.CompleteNodeRequest, _trigger_service_pb2.CompleteNodeResponse]
     """Gives a node its output by hand.
@@ -143,24 +145,26 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     Errors: TRACE_NOT_FOUND, TRACE_ENDED, TOKEN_SCOPE, PARTITION_UNOWNED.
     """
     Pause: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.PauseRequest, _trigger_service_pb2.PauseResponse]  # type: ignore[assignment]
-    """Stops the trace's advance; what runs may finish, its results are kept.
+    """Stops the trace's advance; what runs may finish, its results are kept. Time spent in a pause
+    counts against no timeout.
 
-    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TOKEN_SCOPE.
+    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
     """
     Resume: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.ResumeRequest, _trigger_service_pb2.ResumeResponse]  # type: ignore[assignment]
     """Lets a paused trace advance again.
 
-    Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_STATE, TOKEN_SCOPE.
+    Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
     """
     Retry: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.RetryRequest, _trigger_service_pb2.RetryResponse]  # type: ignore[assignment]
     """Runs the failed nodes of an ended trace again and goes on from there.
 
-    Errors: TRACE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
+    Errors: TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
     """
     Rerun: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.RerunRequest, _trigger_service_pb2.RerunResponse]  # type: ignore[assignment]
-    """Runs a trace again from one of its nodes, on the same or another snapshot.
+    """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
+    that takes over the outcome of everything that does not come after the node.
 
-    Errors: INVALID, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+    Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
     """
     CompleteNode: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.CompleteNodeRequest, _trigger_service_pb2.CompleteNodeResponse]  # type: ignore[assignment]
     """Gives a node its output by hand.
@@ -251,9 +255,10 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trigger_service_pb2.PauseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trigger_service_pb2.PauseResponse, _abc.Awaitable[_trigger_service_pb2.PauseResponse]]:
-        """Stops the trace's advance; what runs may finish, its results are kept.
+        """Stops the trace's advance; what runs may finish, its results are kept. Time spent in a pause
+        counts against no timeout.
 
-        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TOKEN_SCOPE.
+        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
         """
 
     @_abc_1.abstractmethod
@@ -264,7 +269,7 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trigger_service_pb2.ResumeResponse, _abc.Awaitable[_trigger_service_pb2.ResumeResponse]]:
         """Lets a paused trace advance again.
 
-        Errors: TRACE_NOT_FOUND, TRACE_ENDED, NODE_STATE, TOKEN_SCOPE.
+        Errors: TRACE_NOT_FOUND, TRACE_ENDED, TRACE_STATE, TOKEN_SCOPE.
         """
 
     @_abc_1.abstractmethod
@@ -275,7 +280,7 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trigger_service_pb2.RetryResponse, _abc.Awaitable[_trigger_service_pb2.RetryResponse]]:
         """Runs the failed nodes of an ended trace again and goes on from there.
 
-        Errors: TRACE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
+        Errors: TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND, NODE_STATE, TOKEN_SCOPE.
         """
 
     @_abc_1.abstractmethod
@@ -284,9 +289,10 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trigger_service_pb2.RerunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trigger_service_pb2.RerunResponse, _abc.Awaitable[_trigger_service_pb2.RerunResponse]]:
-        """Runs a trace again from one of its nodes, on the same or another snapshot.
+        """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
+        that takes over the outcome of everything that does not come after the node.
 
-        Errors: INVALID, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+        Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
         """
 
     @_abc_1.abstractmethod
