@@ -10,7 +10,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import wire
 from engine.core.playbook import (
     UNSET,
     Compensation,
@@ -34,6 +33,7 @@ from engine.document.examine import examine_playbook, examine_text
 from engine.document.reading import to_data, to_playbook
 from engine.document.shape import check_shape
 from engine.document.text import read_text
+from engine.wire import playbooks as wire
 
 WHOLE = """
 playbook: order
