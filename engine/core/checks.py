@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from engine.core.dead_ends import dead_ends
 from engine.core.expressions import Expression, ExpressionSyntaxError
 from engine.core.findings import Finding, shorten
 from engine.core.payload import of_value
@@ -30,6 +31,7 @@ from engine.core.playbook import (
     kind_name,
 )
 from engine.core.references import Reference, Root
+from engine.core.shadows import shadows
 from engine.core.state import MAX_ENV, fits_state
 from engine.core.templates import (
     MAX_DEPTH,
@@ -52,6 +54,7 @@ def check(playbook: Playbook) -> list[Finding]:
     findings += cycle
     findings += _data(playbook, ancestors)
     findings += _choices(playbook)
+    findings += dead_ends(playbook)
     return findings
 
 
@@ -290,21 +293,13 @@ def _reference(
 
 
 def _choices(playbook: Playbook) -> Iterator[Finding]:
-    """Choice edges that can never be taken, where that is plain to see."""
-    by_source: dict[str, list[tuple[int, int, Edge]]] = {}
-    for index, edge in enumerate(playbook.edges):
+    """Choice and error edges that can never be taken, where that can be proved."""
+    for shadow in shadows(playbook):
+        edge, path = playbook.edges[shadow.index], f"edges[{shadow.index}]"
+        message = f"edges[{shadow.by}] is always taken before this one"
+        mend = "change its condition or its priority"
         if edge.kind is EdgeKind.CHOICE:
-            by_source.setdefault(edge.source, []).append((edge.priority, index, edge))
-    for edges in by_source.values():
-        earlier: dict[str, int] = {}
-        always: int | None = None
-        for _, index, edge in sorted(edges, key=lambda item: item[:2]):
-            text = "".join(edge.when.split())
-            shadow = always if always is not None else earlier.get(text)
-            if shadow is not None:
-                message = f"edges[{shadow}] is always taken before this one"
-                mend = "change its condition or its priority"
-                yield Finding("CHOICE_SHADOWED", f"edges[{index}].when", message, edge.when, mend)
-            earlier.setdefault(text, index)
-            if text == "true" and always is None:
-                always = index
+            yield Finding("CHOICE_SHADOWED", f"{path}.when", message, shorten(edge.when), mend)
+        else:
+            mend = "change its codes or its priority"
+            yield Finding("CHOICE_SHADOWED", path, message, ", ".join(edge.codes), mend)

@@ -482,10 +482,7 @@ class Turn:
             return
         what = ScopeKind.MAP if isinstance(kind, Map) else ScopeKind.REPEAT
         self.emit(ScopeOpened(index, what, scope))
-        opened = len(self.state.scopes) - 1
-        if what is ScopeKind.REPEAT:
-            self.emit(RoundStarted(opened))
-        self.look.append(opened)
+        self.look.append(len(self.state.scopes) - 1)
 
     def _open_playbook(self, scope: int, index: int) -> None:
         kind = self.drawn(scope, index).drawn.kind
@@ -616,6 +613,8 @@ class Turn:
 
     def _look_at_repeat(self, scope: int, here: ScopeState) -> None:
         place, repeat = (here.parent, here.node), self.drawn(here.parent, here.node)
+        if not here.nodes:
+            self.emit(RoundStarted(scope))
         number = len(here.nodes) - 1
         state = here.nodes[number]
         if here.failing >= 0:

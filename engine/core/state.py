@@ -272,8 +272,11 @@ def _enter(scope: ScopeState, index: int, node: NodeState, at: int) -> None:
 
 
 def _scope_opened(graphs: Graphs, state: TraceState, event: ScopeOpened, at: int) -> None:
-    node = state.scopes[event.scope].nodes[event.node]
-    first = 1 if node.scope < 0 else _last_attempt(state, node.scope) + 1
+    outer = state.scopes[event.scope]
+    node = outer.nodes[event.node]
+    first = outer.first
+    if node.scope >= 0:
+        first = max(first, _last_attempt(state, node.scope) + 1)
     node.scope = len(state.scopes)
     assert node.input is not None
     if event.kind is ScopeKind.PLAYBOOK:
@@ -468,6 +471,7 @@ def _trace_ended(graphs: Graphs, state: TraceState, event: TraceEnded, at: int) 
     state.ended_at = at
     state.ending = None
     state.start_at = 0
+    state.paused_at = 0
 
 
 def _operator_acted(graphs: Graphs, state: TraceState, event: OperatorActed, at: int) -> None:

@@ -29,10 +29,10 @@ from engine.core.events import (
     TraceStarted,
 )
 from engine.core.graph import GraphNode
-from engine.core.payload import of_value
+from engine.core.payload import Payload, of_value
 from engine.core.places import path_of
-from engine.core.playbook import DEFAULT_PRIORITY, UNSET, kind_name
-from engine.core.state import ROOT, Graphs, ScopeState, TraceState, drawn
+from engine.core.playbook import DEFAULT_PRIORITY, UNSET, Nop, kind_name
+from engine.core.state import ROOT, Graphs, NodeState, ScopeState, TraceState, drawn
 from engine.core.status import NodeStatus
 from engine.core.waits import Wait, why
 from engine.wire.values import duration, failure_message, payload_message, timestamp
@@ -172,7 +172,7 @@ def _node_message(
         kind=kind_name(node.drawn.kind),
         function=node.function,
         attempt=current.attempt,
-        input=payload_message(current.input),
+        input=payload_message(_input_of(node, current)),
         output=None if status is NodeStatus.SKIPPED else payload_message(current.output),
         failure=failure_message(current.failure),
         started_at=timestamp(current.started_at),
@@ -182,6 +182,11 @@ def _node_message(
         playbook=graphs.graph(inside.snapshot_id).full_name if inside else "",
         snapshot_id=inside.snapshot_id if inside else 0,
     )
+
+
+def _input_of(node: GraphNode, current: NodeState) -> Payload | None:
+    """A nop hands its input on, so that the state keeps one of the two."""
+    return current.output if isinstance(node.drawn.kind, Nop) else current.input
 
 
 def _inside(state: TraceState, scope: int) -> ScopeState | None:

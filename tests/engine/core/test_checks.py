@@ -79,8 +79,14 @@ BROKEN: list[tuple[str, list[tuple[str, str, int, int]]]] = [
     (A + "output: $$.x", [("REFERENCE_OUT_OF_PLACE", "output", 4, 1)]),
     (A + "input: {type: 3}", [("SCHEMA_INVALID", "input", 4, 1)]),
     # What comes later, and what could have no effect.
-    ("nodes: {a: {sleep: 5s, retry: {attempts: 2}}}", [("OPTION_WITHOUT_EFFECT", "nodes.a.retry", 3, 24)]),
-    ("nodes: {a: {playbook: p, heartbeat: 5s}}", [("OPTION_WITHOUT_EFFECT", "nodes.a.heartbeat", 3, 26)]),
+    (
+        "nodes: {a: {sleep: 5s, retry: {attempts: 2}}}",
+        [("OPTION_WITHOUT_EFFECT", "nodes.a.retry", 3, 24)],
+    ),
+    (
+        "nodes: {a: {playbook: p, heartbeat: 5s}}",
+        [("OPTION_WITHOUT_EFFECT", "nodes.a.heartbeat", 3, 26)],
+    ),
     ("nodes: {a: {nop: {}, timeout: 5s}}", [("OPTION_WITHOUT_EFFECT", "nodes.a.timeout", 3, 22)]),
 ]  # fmt: skip
 

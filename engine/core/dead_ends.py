@@ -1,0 +1,54 @@
+"""What can be seen from the graph alone to lead nowhere: nodes that never run, and calls of a
+playbook by itself that never come to an end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.core.findings import Finding, shorten
+from engine.core.playbook import Kind, Map, Playbook, Repeat, Subplaybook
+from engine.core.routes import Routes
+from engine.core.shadows import dead_edges
+
+
+def dead_ends(playbook: Playbook) -> Iterator[Finding]:
+    """Nothing for a graph with a cycle or a dangling edge, which is reported elsewhere."""
+    try:
+        routes = Routes(playbook, dead_edges(playbook))
+    except ValueError:
+        return
+    yield from _unreachable(routes)
+    yield from _recursion(playbook, routes)
+
+
+def _unreachable(routes: Routes) -> Iterator[Finding]:
+    for code, others in routes.never():
+        message = f"{code} can never run: none of the edges to it can ever be taken"
+        if others:
+            message += f"; nor can {', '.join(others)} after it"
+        mend = "change the conditions or priorities of these edges, or remove the node"
+        yield Finding("NODE_UNREACHABLE", f"nodes.{code}", shorten(message, 300), code, mend)
+
+
+def _recursion(playbook: Playbook, routes: Routes) -> Iterator[Finding]:
+    """A pinned snapshot is an older one, so that it is no circle by itself."""
+    for node in playbook.nodes:
+        if playbook.full_name not in _calls(node.kind):
+            continue
+        path, name = f"nodes.{node.code}", playbook.full_name
+        if routes.always_runs(node.code) and not isinstance(node.kind, Map):
+            message = f"{node.code} calls {name} itself in every run, so that no run can end"
+            mend = f"lead to {node.code} by an edge with when, or use repeat or map"
+            yield Finding("RECURSION", path, message, name, mend)
+        else:
+            message = f"{node.code} calls {name} itself; 16 calls deep it fails"
+            mend = "see that its condition ends the recursion, or use repeat or map"
+            yield Finding("RECURSION", path, message, name, mend, warning=True)
+
+
+def _calls(kind: Kind) -> list[str]:
+    """The playbooks that are called by their active version."""
+    body = kind.body if isinstance(kind, Map) else kind
+    if isinstance(body, Subplaybook | Repeat) and not body.snapshot_id:
+        return [body.playbook]
+    return []
