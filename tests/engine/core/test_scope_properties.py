@@ -353,16 +353,12 @@ def test_a_state_stored_in_mid_flight_goes_on_as_if_nothing_had_been(
         assert there == [event for _, event in player.log[len(player.log) - len(there) :]]
 
 
-@pytest.mark.parametrize("broken", ["closing", "pause", "windows"])
+@pytest.mark.parametrize("broken", ["closing", "windows"])
 def test_negative_control_a_broken_rule_is_found(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if broken == "closing":
         monkeypatch.setattr(state_module, "_close", lambda state, scope, at: None)
-    elif broken == "pause":
-        monkeypatch.setattr(
-            TraceState, "live", property(lambda state: not state.status.ended), raising=True
-        )
     else:
         monkeypatch.setattr(machine.Turn, "_look_at_map", lambda turn, scope, here: None)
 
