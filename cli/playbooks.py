@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,6 +14,9 @@ from rich.table import Table
 import magicflow
 from cli.output import Exit, JsonFlag, command, err, fail, out, show_json
 from magicflow.v1.playbook_pb2 import SEVERITY_ERROR, Finding
+
+if TYPE_CHECKING:
+    from cli.drawing.model import Drawing
 
 app = typer.Typer(no_args_is_help=True, help="Check, publish and switch playbooks.")
 
@@ -59,7 +62,7 @@ async def validate(
     text = read_document(file)
     if offline:
         from engine.document.examine import examine_text
-        from engine.wire import finding_message
+        from engine.wire.playbooks import finding_message
 
         findings = [finding_message(finding) for finding in examine_text(text).findings]
     else:
@@ -182,6 +185,109 @@ async def show(
     out.print(table)
     out.print(f"[bold]{full}@{number}[/]", highlight=False)
     sys.stdout.write(snapshot.document.rstrip() + "\n")
+
+
+GRAPH_WIDTH = 100  # columns, where the output is no terminal
+
+
+@app.command("graph")
+@command
+async def graph(
+    playbook: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_NAME",
+            help="A YAML or JSON file, - for standard input, app/name, or app/name@snapshot.",
+        ),
+    ],
+    snapshot: Annotated[int, typer.Option(min=0, help="This one, not the live one.")] = 0,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Write a picture; - for output.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Draw a playbook. Of a file with errors what can be drawn is drawn; it ends with 3."""
+    from cli.drawing.saving import save_svg
+    from cli.drawing.svg import render
+    from cli.drawing.text import draw
+
+    if playbook == "-" or playbook.endswith((".yaml", ".yml", ".json")) or _is_file(playbook):
+        if snapshot:
+            fail("--snapshot goes with the name of a published playbook", Exit.USAGE)
+        drawing, good = _drawn_file(playbook)
+    else:
+        drawing, good = await _drawn_snapshot(playbook, snapshot), True
+    if as_json:
+        show_json(_graph_data(drawing))
+    if svg is not None:
+        save_svg(svg, render(drawing))
+    elif not as_json:
+        width = out.width if out.is_terminal else GRAPH_WIDTH
+        out.print(draw(drawing, width), crop=False, soft_wrap=True)
+    if not good:
+        raise typer.Exit(int(Exit.INVALID))
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).is_file()
+
+
+def _drawn_file(file: str) -> tuple[Drawing, bool]:
+    """The drawing, and whether the document has no errors; warnings are for `validate`."""
+    from cli.drawing.model import drawing_of
+    from engine.document.examine import examine_text
+    from engine.wire.playbooks import finding_message
+
+    examined = examine_text(read_document(file))
+    _show_findings(file, [finding_message(finding) for finding in examined.errors])
+    hidden = {finding.code for finding in examined.errors} & {"GRAPH_CYCLE", "EDGE_DANGLING"}
+    if examined.playbook is None or hidden:
+        raise typer.Exit(int(Exit.INVALID))
+    return drawing_of(examined.playbook), not examined.errors
+
+
+async def _drawn_snapshot(name: str, number: int) -> Drawing:
+    from cli.drawing.model import drawing_of
+    from engine.wire.playbooks import playbook
+
+    full, _, pin = name.partition("@")
+    if "/" not in full:
+        fail(f"{full!r} is neither a file nor app/name", Exit.USAGE)
+    if pin and not pin.isdigit():
+        fail(f"{pin!r} is no snapshot number", Exit.USAGE)
+    async with magicflow.Client() as client:
+        record = await client.playbook(full)
+        latest = record.active_snapshot_id or record.latest_snapshot_id
+        snapshot = await client.snapshot(number or int(pin or 0) or latest)
+    drawn = playbook(snapshot.playbook)
+    if drawn.full_name != full:
+        fail(f"snapshot {snapshot.id} is one of {drawn.full_name}, not of {full}", Exit.NOT_FOUND)
+    return drawing_of(drawn, snapshot.id)
+
+
+def _graph_data(drawing: Drawing) -> dict[str, Any]:
+    codes = [shape.code for shape in drawing.shapes]
+    return {
+        "playbook": drawing.title,
+        "nodes": [
+            {
+                "code": shape.code,
+                "kind": shape.kind,
+                "callee": shape.callee,
+                "join": "any" if shape.join_any else "all",
+            }
+            for shape in drawing.shapes
+        ],
+        "edges": [
+            {
+                "from": codes[arrow.source],
+                "to": codes[arrow.target],
+                "kind": arrow.style.value,
+                "label": arrow.label,
+            }
+            for arrow in drawing.arrows
+        ],
+    }
 
 
 @app.command("diff")

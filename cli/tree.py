@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from rich.console import Group, RenderableType
@@ -9,38 +10,28 @@ from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
+from cli.drawing.progress import node_state
+from cli.drawing.states import look_of, state_word
 from cli.output import age
 from magicflow.client import status_name
 from magicflow.payloads import from_payload, to_json
 from magicflow.v1 import trace_pb2
 from magicflow.v1.playbook_pb2 import Playbook
 
-_LOOKS = {
-    "PENDING": ("·", "dim"),
-    "QUEUED": ("◷", "yellow"),
-    "RUNNING": ("▶", "cyan"),
-    "SUCCEEDED": ("✓", "green"),
-    "FAILED": ("✗", "red"),
-    "TIMED_OUT": ("✗", "red"),
-    "ABORTED": ("✗", "magenta"),
-    "CANCELLED": ("✗", "magenta"),
-    "SKIPPED": ("–", "dim"),
-    "PAUSED": ("‖", "yellow"),
-    "SLEEPING": ("z", "yellow"),
-}
-
 
 def trace_tree(trace: trace_pb2.Trace, playbook: Playbook | None) -> RenderableType:
-    """Each node hangs under the source of its first incoming edge; further sources are named
-    behind it. Without the playbook the nodes stand in a row."""
+    """Each node hangs under the source of its first incoming edge, further sources are named
+    behind it; what runs inside a node hangs under that node. Without the playbook the nodes of
+    the trace itself stand in a row."""
     status = status_name(trace.status)
-    sign, style = _LOOKS[status]
+    look = look_of(status)
     head = (
-        f"[{style}]{sign} {status}[/] [bold]{trace.app}/{trace.playbook}[/]@{trace.snapshot_id} "
+        f"[{look.paint.terminal}]{look.sign} {status}[/] "
+        f"[bold]{trace.app}/{trace.playbook}[/]@{trace.snapshot_id} "
         f"[dim]{trace.trace_id}[/] {_span(trace.triggered_at, trace.ended_at)}"
     )
     tree = Tree(head, guide_style="dim")
-    sources = _sources(playbook)
+    sources = _sources(playbook) | _enclosing({node.path for node in trace.nodes})
     branches: dict[str, Tree] = {}
     waiting = list(trace.nodes)
     while waiting:
@@ -75,16 +66,26 @@ def _sources(playbook: Playbook | None) -> dict[str, list[str]]:
     return found
 
 
+def _enclosing(paths: set[str]) -> dict[str, list[str]]:
+    """The node around each inner one: `each[3]` around `each[3]/resize`, `each` around that."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        outer = path
+        while outer and (outer == path or outer not in paths):
+            outer = outer[: max(map(outer.rfind, "/[:"))] if re.search(r"[/\[:]", outer) else ""
+        if outer:
+            found[path] = [outer]
+    return found
+
+
 def _line(node: trace_pb2.NodeState, others: list[str]) -> str:
-    status = trace_pb2.NodeStatus.Name(node.status).removeprefix("NODE_STATUS_")
-    sign, style = _LOOKS[status]
-    parts = [f"[{style}]{sign} {node.path}[/]"]
+    status = node_state(node)
+    look = look_of(status)
+    style = look.paint.terminal
+    parts = [f"[{style}]{look.sign} {escape(node.path)}[/]"]
     if node.function:
         parts.append(f"[dim]{escape(node.function)}[/]")
-    if status not in ("PENDING", "SKIPPED", "CANCELLED"):
-        parts.append(f"[{style}]{status.lower()}[/]")
-    if status in ("PENDING", "SKIPPED", "CANCELLED"):
-        parts.append(f"[dim]{status.lower()}[/]")
+    parts.append(f"[{style}]{state_word(status)}[/]")
     if node.HasField("started_at") and status not in ("PENDING", "SKIPPED"):
         parts.append(_span(node.started_at, node.ended_at))
     if node.attempt > 1:

@@ -297,9 +297,9 @@ def _choices(playbook: Playbook) -> Iterator[Finding]:
     for shadow in shadows(playbook):
         edge, path = playbook.edges[shadow.index], f"edges[{shadow.index}]"
         message = f"edges[{shadow.by}] is always taken before this one"
-        mend = "change its condition or its priority"
         if edge.kind is EdgeKind.CHOICE:
+            mend = "change its condition or its priority"
             yield Finding("CHOICE_SHADOWED", f"{path}.when", message, shorten(edge.when), mend)
         else:
-            mend = "change its codes or its priority"
-            yield Finding("CHOICE_SHADOWED", path, message, ", ".join(edge.codes), mend)
+            seen, mend = ", ".join(edge.codes), "change its codes or its priority"
+            yield Finding("CHOICE_SHADOWED", path, message, shorten(seen), mend, warning=True)

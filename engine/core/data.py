@@ -76,7 +76,7 @@ class Data:
         graph = self._graphs.graph(here.snapshot_id)
         if graph.output is not None:
             return self.render(graph.output, View(self, scope, None), "output")
-        ran = (i for i in graph.ends if here.nodes[i].status is not NodeStatus.SKIPPED)
+        ran = (i for i in graph.ends if here.nodes[i].status is NodeStatus.SUCCEEDED)
         return self._join(scope, ran)
 
     def list_output(self, scope: int) -> Payload:

@@ -27,7 +27,8 @@ def _unreachable(routes: Routes) -> Iterator[Finding]:
         if others:
             message += f"; nor can {', '.join(others)} after it"
         mend = "change the conditions or priorities of these edges, or remove the node"
-        yield Finding("NODE_UNREACHABLE", f"nodes.{code}", shorten(message, 300), code, mend)
+        message = shorten(message, 300)
+        yield Finding("NODE_UNREACHABLE", f"nodes.{code}", message, code, mend, warning=True)
 
 
 def _recursion(playbook: Playbook, routes: Routes) -> Iterator[Finding]:

@@ -75,7 +75,8 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """`ends` are the nodes without outgoing edges, whose outputs are the trace's by default."""
+    """`ends` are the nodes that nothing follows when they succeed; their outputs are the trace's
+    by default."""
 
     playbook_id: int
     snapshot_id: int
@@ -105,7 +106,7 @@ def compile_graph(drawn: Playbook, playbook_id: int = 0, snapshot_id: int = 0) -
         edges,
         None if drawn.output is UNSET else compile_template(drawn.output),
         tuple(node.index for node in nodes if node.starts),
-        tuple(node.index for node in nodes if not node.outgoing),
+        tuple(node.index for node in nodes if len(node.errors) == len(node.outgoing)),
         by_code,
     )
 

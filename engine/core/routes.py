@@ -21,7 +21,8 @@ MAX_STEPS = 300_000  # nodes looked at again and again, for one playbook
 
 
 class Fate(Enum):
-    """What becomes of a node, other than that it succeeds."""
+    """What becomes of a node in the end, other than that it succeeds, and what it may be when
+    another one runs that does not wait for it: unsettled."""
 
     SKIPPED = "skipped"
     FAILED = "failed"  # and the failure was handled
@@ -92,7 +93,11 @@ class Routes:
         for code in self.order:
             sources = [edge.source for edge in self._incoming[code]]
             if not self.runs(code) and any(self.runs(source) for source in sources):
-                others = [o for o in self.order if not self.runs(o) and self._reaches(code, o)]
+                others = [
+                    other
+                    for other in self.order
+                    if not self.runs(other) and self.comes_before(code, other)
+                ]
                 found.append((code, others))
         return found
 

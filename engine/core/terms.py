@@ -172,6 +172,8 @@ def oddities(term: Term, types: Types, budget: Budget) -> Iterator[Oddity]:
 def _odd(term: Compare, types: Types, budget: Budget) -> Oddity | None:
     if Constant(None) in (term.left, term.right):
         return None  # a guard, whether it is needed or not
+    if isinstance(term.left, Constant) and isinstance(term.right, Constant):
+        return None  # `1 == 2`: on purpose
     left, right = type_of(term.left, types, budget), type_of(term.right, types, budget)
     if term.sign in ("==", "!="):
         return _unequal(term, left, right, budget)
