@@ -92,11 +92,11 @@ def effects_of(graphs: Graphs, state: TraceState, event: Event) -> Iterator[Effe
     if isinstance(event, TaskScheduled):
         yield Dispatch(event.scope, event.node, event.attempt)
         yield from _attempt_timers(graphs, state, event.scope, event.node)
+    elif isinstance(event, NodeSucceeded):
+        if not event.worker and event.attempt:
+            yield from _abandoned(graphs, state, event.scope, event.node, event.attempt)
     elif isinstance(event, CallStarted):
         yield from _call_owes(graphs, state, event.scope, event.node)
-    elif isinstance(event, NodeSucceeded):
-        if not event.worker:
-            yield from _abandoned(graphs, state, event.scope, event.node, event.attempt)
     elif isinstance(event, AttemptFailed):
         if event.failure.code in OUT_OF_TIME or not event.worker:
             yield from _abandoned(graphs, state, event.scope, event.node, event.attempt)

@@ -67,6 +67,7 @@ class GraphNode:
     compensation: GraphNode | None
     subject: Template | None
     until: Expression | None
+    foreign: bool  # whether the function is another app's
 
     @property
     def starts(self) -> bool:
@@ -97,7 +98,8 @@ def compile_graph(drawn: Playbook, playbook_id: int = 0, snapshot_id: int = 0) -
     """The graph of a playbook that `checks.check` found no error in."""
     by_code = {node.code: index for index, node in enumerate(drawn.nodes)}
     edges = tuple(_edge(index, edge, by_code) for index, edge in enumerate(drawn.edges))
-    nodes = tuple(_node(index, node, edges) for index, node in enumerate(drawn.nodes))
+    app = drawn.app
+    nodes = tuple(_node(index, node, edges, app) for index, node in enumerate(drawn.nodes))
     return Graph(
         playbook_id,
         snapshot_id,
@@ -123,16 +125,17 @@ def _edge(index: int, edge: Edge, by_code: dict[str, int]) -> GraphEdge:
     )
 
 
-def _node(index: int, node: Node, edges: Sequence[GraphEdge]) -> GraphNode:
+def _node(index: int, node: Node, edges: Sequence[GraphEdge], app: str) -> GraphNode:
     outgoing = tuple(edge for edge in edges if edge.source == index)
     by_priority = sorted(outgoing, key=lambda edge: edge.priority)  # stable: document order
     kinds = {kind: [edge for edge in by_priority if edge.kind is kind] for kind in EdgeKind}
     incoming = tuple(edge for edge in edges if edge.target == index)
+    function = node.kind.function if isinstance(node.kind, Task) else ""
     return GraphNode(
         index=index,
         code=node.code,
         drawn=node,
-        function=node.kind.function if isinstance(node.kind, Task) else "",
+        function=function,
         input=None if node.input is UNSET else compile_template(node.input),
         join=node.join,
         incoming=incoming,
@@ -142,25 +145,28 @@ def _node(index: int, node: Node, edges: Sequence[GraphEdge]) -> GraphNode:
         otherwise=next(iter(kinds[EdgeKind.OTHERWISE]), None),
         errors=tuple(kinds[EdgeKind.ERROR]),
         env=b"" if node.env is UNSET else of_value(node.env).data,
-        body=_body(node),
-        compensation=_compensation(node),
+        body=_body(node, app),
+        compensation=_compensation(node, app),
         subject=_subject(node),
         until=Expression(node.kind.until) if isinstance(node.kind, Repeat) else None,
+        foreign=bool(function) and not function.startswith(f"{app}/"),
     )
 
 
-def _body(node: Node) -> GraphNode | None:
+def _body(node: Node, app: str) -> GraphNode | None:
     """One item of a map or one round of a repeat. A map's items have the node's options each; a
     repeat's rounds have none, for they are the repeat's as a whole."""
     if isinstance(node.kind, Map):
-        return _node(0, replace(node, kind=node.kind.body, compensate=None, hook_after=False), ())
+        return _node(
+            0, replace(node, kind=node.kind.body, compensate=None, hook_after=False), (), app
+        )
     if isinstance(node.kind, Repeat):
         callee = Subplaybook(node.kind.playbook, node.kind.snapshot_id)
-        return _node(0, Node(node.code, callee, priority=node.priority), ())
+        return _node(0, Node(node.code, callee, priority=node.priority), (), app)
     return None
 
 
-def _compensation(node: Node) -> GraphNode | None:
+def _compensation(node: Node, app: str) -> GraphNode | None:
     if node.compensate is None:
         return None
     return _node(
@@ -174,6 +180,7 @@ def _compensation(node: Node) -> GraphNode | None:
             priority=node.priority,
         ),
         (),
+        app,
     )
 
 

@@ -347,13 +347,11 @@ class Turn:
 
     def run(self) -> None:
         """Decides every node that can be decided, then what follows for scopes and the trace."""
-        while self.state.live:
+        while (self.ready or self.look) and self.state.live:
             if self.ready:
                 self._decide(*self.ready.popleft())
-            elif self.look:
-                self._look(self.look.popleft())
             else:
-                return
+                self._look(self.look.popleft())
 
     def look_everywhere(self) -> None:
         """Finds whatever could be decided, wherever it is."""
@@ -403,7 +401,7 @@ class Turn:
 
     def _enter(self, scope: int, index: int, node: GraphNode, state: NodeState) -> None:
         try:
-            self._check_grant(scope, node)
+            self._check_grant(scope, index, node)
             self._begin(scope, index, node, state)
         except (MappingFailed, NotJson) as error:
             self.fail(scope, index, 0, Failure(Code.INPUT_MAPPING, str(error)))
@@ -451,20 +449,19 @@ class Turn:
         else:
             self.emit(SleepStarted(index, value, due, scope))
 
-    def _check_grant(self, scope: int, node: GraphNode) -> None:
+    def _check_grant(self, scope: int, index: int, node: GraphNode) -> None:
         """Of functions here; of playbooks when they are called."""
-        if not node.function:
+        if not node.foreign:
             return
-        app = self._app(scope)
-        owner = node.function.partition("/")[0]
-        if owner != app and not self.graphs.granted(app, node.function):
+        app = self._app(scope, index)
+        if not self.graphs.granted(app, node.function):
             raise _Refused(_denied(app, node.function))
 
-    def _app(self, scope: int) -> str:
-        """The app whose playbook draws the scope's nodes."""
+    def _app(self, scope: int, index: int) -> str:
+        """The app whose playbook draws the node."""
         here = self.state.scopes[scope]
         if here.kind is ScopeKind.COMPENSATION:
-            return self.state.app
+            here = self.state.scopes[here.undo[index][0]]
         while here.kind is not ScopeKind.PLAYBOOK:
             here = self.state.scopes[here.parent]
         return self.graphs.graph(here.snapshot_id).drawn.app
@@ -503,7 +500,7 @@ class Turn:
         self.look.append(opened)
 
     def _call_refusal(self, scope: int, index: int, callee: Graph) -> Failure | None:
-        app = self._app(scope)
+        app = self._app(scope, index)
         if callee.drawn.app != app and not self.graphs.granted(app, callee.full_name):
             return _denied(app, callee.full_name)
         if depth_of(self.state, scope) >= MAX_DEPTH:
@@ -777,6 +774,9 @@ class Turn:
         self.events.append(event)
 
     def drawn(self, scope: int, index: int) -> GraphNode:
+        here = self.state.scopes[scope]
+        if here.kind is ScopeKind.PLAYBOOK:
+            return self.graphs.graph(here.snapshot_id).nodes[index]
         return drawn(self.graphs, self.state, scope, index)
 
     def _node(self, scope: int, index: int) -> NodeState:

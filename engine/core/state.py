@@ -332,7 +332,8 @@ def _hook_opened(graphs: Graphs, state: TraceState, event: HookOpened, at: int) 
     node.worker = event.worker
     node.began_at = event.began_at
     node.failure = None
-    _merge_env(state, event.env)
+    if event.env:
+        _merge_env(state, event.env)
 
 
 def _sleep_started(graphs: Graphs, state: TraceState, event: SleepStarted, at: int) -> None:
@@ -357,20 +358,19 @@ def _node_succeeded(graphs: Graphs, state: TraceState, event: NodeSucceeded, at:
     node.worker = event.worker
     node.began_at = event.began_at
     node.failure = None
-    _merge_env(state, event.env)
+    if event.env:
+        _merge_env(state, event.env)
     _settle(state, event.scope, event.node, NodeStatus.SUCCEEDED, at)
-    _resolve(graphs, state, event.scope, event.node, event.taken)
-    if scope.kind is not ScopeKind.COMPENSATION and _undoable(graphs, state, event):
-        state.completed.append((event.scope, event.node))
-
-
-def _undoable(graphs: Graphs, state: TraceState, event: NodeSucceeded) -> bool:
-    return drawn(graphs, state, event.scope, event.node).compensation is not None
+    if scope.kind is ScopeKind.PLAYBOOK:
+        done = graphs.graph(scope.snapshot_id).nodes[event.node]
+        if done.outgoing:
+            _resolve(scope, done, event.taken)
+        if done.compensation is not None:
+            state.completed.append((event.scope, event.node))
 
 
 def _merge_env(state: TraceState, env: bytes) -> None:
-    if env:
-        state.env.update(_env_decoder.decode(env))
+    state.env.update(_env_decoder.decode(env))
 
 
 def _attempt_failed(graphs: Graphs, state: TraceState, event: AttemptFailed, at: int) -> None:
@@ -394,7 +394,8 @@ def _node_failed(graphs: Graphs, state: TraceState, event: NodeFailed, at: int) 
     _settle(state, event.scope, event.node, status, at)
     if event.taken >= 0:
         node.handled = True
-        _resolve(graphs, state, event.scope, event.node, (event.taken,))
+        failed = graphs.graph(scope.snapshot_id).nodes[event.node]
+        _resolve(scope, failed, (event.taken,))
     elif scope.kind is ScopeKind.MAP:
         scope.failed += 1
         scope.failing = event.node
@@ -403,10 +404,11 @@ def _node_failed(graphs: Graphs, state: TraceState, event: NodeFailed, at: int) 
 
 
 def _node_skipped(graphs: Graphs, state: TraceState, event: NodeSkipped, at: int) -> None:
-    node = state.scopes[event.scope].nodes[event.node]
-    node.output = NULL
+    scope = state.scopes[event.scope]
+    scope.nodes[event.node].output = NULL
     _settle(state, event.scope, event.node, NodeStatus.SKIPPED, at)
-    _resolve(graphs, state, event.scope, event.node, ())
+    if scope.kind is ScopeKind.PLAYBOOK:
+        _resolve(scope, graphs.graph(scope.snapshot_id).nodes[event.node], ())
 
 
 def _trace_paused(graphs: Graphs, state: TraceState, event: TracePaused, at: int) -> None:
@@ -507,17 +509,12 @@ def _close(state: TraceState, scope: int, at: int) -> None:
             _settle(state, scope, index, NodeStatus.CANCELLED, at)
 
 
-def _resolve(
-    graphs: Graphs, state: TraceState, scope: int, source: int, taken: tuple[int, ...]
-) -> None:
-    here = state.scopes[scope]
-    if here.kind is not ScopeKind.PLAYBOOK:
-        return
-    for edge in graphs.graph(here.snapshot_id).nodes[source].outgoing:
-        target = here.nodes[edge.target]
+def _resolve(scope: ScopeState, source: GraphNode, taken: tuple[int, ...]) -> None:
+    for edge in source.outgoing:
+        target = scope.nodes[edge.target]
         target.unresolved -= 1
         if edge.index in taken:
-            target.taken.append(source)
+            target.taken.append(source.index)
 
 
 def revive(state: TraceState, at: int) -> None:
