@@ -66,7 +66,8 @@ class Holding:
             if held.done:
                 continue
             held.done = True
-            self.tasks.pop(key_of(held.task), None)
+            if self.tasks.get(key_of(held.task)) is held:
+                del self.tasks[key_of(held.task)]
             self.beating.pop(key_of(held.task), None)
             held.frame.open -= 1
             if held.frame.open == 0:
@@ -236,8 +237,17 @@ class Feed:
                 function=self.function,
                 tasks=[held.task for held in group],
             )
-            sent = await self.bus.offer_tasks(app, name, priority, frame.SerializeToString())
-            await asyncio.wait_for(sent, 5.0)
+            # The new frame may come back to this gateway before it is acknowledged: what is
+            # given back is not held any more.
+            for held in group:
+                self.holding.tasks.pop(key_of(held.task), None)
+            try:
+                sent = await self.bus.offer_tasks(app, name, priority, frame.SerializeToString())
+                await asyncio.wait_for(sent, 5.0)
+            except (Unavailable, TimeoutError):
+                for held in group:
+                    self.holding.tasks.setdefault(key_of(held.task), held)
+                raise
             await self.holding.finish(group)
 
     async def _keep(self) -> None:

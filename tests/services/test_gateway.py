@@ -129,3 +129,18 @@ async def test_a_lost_worker_leaves_its_tasks_to_others(bench: Bench) -> None:
     second = await bench.worker(slots=1)
     await bench.gateway.leave(first)
     await until(lambda: second.credit == 0)
+
+
+async def test_a_task_that_is_given_back_and_comes_straight_back_is_not_lost(
+    bench: Bench,
+) -> None:
+    """The gateway may have asked for more before its last worker left: then the bus hands it
+    the very frame that it gives back, while it still holds the former copy."""
+    first = await bench.worker(slots=2)
+    task = a_task()
+    await bench.dispatch(task)
+    await until(lambda: first.credit == 1)
+    await bench.gateway.leave(first)
+    second = await bench.worker(slots=1)
+    await until(lambda: second.credit == 0)
+    assert len(bench.bus.space.queues["FLOW_TASK"].items) == 1
