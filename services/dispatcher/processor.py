@@ -185,6 +185,7 @@ class Processor:
         self._running: dict[bytes, dict[tuple[int, int, int], tuple[str, int]]] = {}
         self._recent: OrderedDict[bytes, tuple[TraceState, int]] = OrderedDict()
         self._recent_bytes = 0
+        self._ending: dict[bytes, TraceState] = {}  # decided, not committed yet
         self.projected = 0  # what the projection has taken; set by the owner of this object
 
     # Before and after.
@@ -304,7 +305,9 @@ class Processor:
         ended: TraceState | None = None
         if act.verb is Verb.RETRY and trace_id not in self._state.traces:
             recent = self._recent.get(trace_id)
-            ended = recent[0] if recent is not None else load(former) if former else None
+            ended = self._ending.get(trace_id)
+            if ended is None:
+                ended = recent[0] if recent is not None else load(former) if former else None
             if ended is not None:
                 await self._load(ended)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -365,9 +368,22 @@ class Processor:
     def graphs(self) -> Callees:
         return self._graphs
 
+    async def committed(self) -> None:
+        """Returns once everything that was decided before the call is on disk. Errors:
+        `Unavailable` when the partition was lost first."""
+        if self._ended is not None:
+            raise _lost(self.partition)
+        if not self._flights:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turn = _Turn(self._clock.now(), answers=[(future, None)])
+        self._flights.append(_Flight(None, turn, 0))
+        await future
+
     def find(self, trace_id: bytes) -> TraceState | None:
-        """A live trace, or one that ended a short while ago."""
-        trace = self._state.traces.get(trace_id)
+        """A live trace, or one that ended a short while ago. It may be ahead of the log: whoever
+        tells others of it waits for `committed` after looking."""
+        trace = self._state.traces.get(trace_id) or self._ending.get(trace_id)
         if trace is not None:
             return trace
         recent = self._recent.get(trace_id)
@@ -519,6 +535,7 @@ class Processor:
             message = f"the trace's state has {size} bytes; {4 * MAX_FRAME} can be revived"
             raise Refused("TRACE_STATE", message, "rerun it from a node instead")
         self._recent.pop(item.trace_id, None)
+        self._ending.pop(item.trace_id, None)
         self._state.traces[item.trace_id] = trace
         self._record(turn, trace, events)
 
@@ -618,6 +635,7 @@ class Processor:
                 turn.effects.append((trace_id, trace, effect))
         if isinstance(events[-1], TraceEnded):
             del self._state.traces[trace_id]
+            self._ending[trace_id] = trace
             self._running.pop(trace_id, None)
 
     # The commit.
@@ -741,6 +759,8 @@ class Processor:
         return outcome
 
     def _remember(self, trace: TraceState, size: int) -> None:
+        if self._ending.get(trace.trace_id) is trace:
+            del self._ending[trace.trace_id]
         if trace.trace_id in self._state.traces:
             return  # it runs again already
         weight = size + sum(

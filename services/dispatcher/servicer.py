@@ -257,6 +257,7 @@ class PartitionServicer(PartitionServiceServicer):
         caller().require("trigger", trace.app)
         running = processor.running(trace_id)
         message = trace_message(processor.graphs, trace, self._offered(), running)
+        await processor.committed()
         return inner.InspectResponse(trace=message)
 
     async def Export(
@@ -265,8 +266,10 @@ class PartitionServicer(PartitionServiceServicer):
         context: grpc.aio.ServicerContext[inner.ExportRequest, inner.ExportResponse],
     ) -> inner.ExportResponse:
         _service_only()
-        _, _, trace = self._find(request.trace_id)
-        return inner.ExportResponse(state=dump(trace))
+        _, processor, trace = self._find(request.trace_id)
+        state = dump(trace)
+        await processor.committed()
+        return inner.ExportResponse(state=state)
 
     async def Start(
         self,

@@ -13,7 +13,7 @@ import msgspec
 
 from engine.bus.port import Bus
 from engine.bus.subjects import PROJECTED
-from engine.core.events import ScopeOpened, TraceRevived, TraceStarted
+from engine.core.events import ScopeOpened, TraceEnded, TraceRevived, TraceStarted
 from engine.core.state import TraceState, apply, begin, dump, load
 from engine.errors import Invalid, NotFound, Unavailable, Unimplemented
 from engine.ids import born_at, parse_trace_id
@@ -95,7 +95,7 @@ class TraceServicer(TraceServiceServicer):
         trace_id = _parse(request.trace_id)
         size = page_size(request.page_size, 1_000, 10_000)
         start = _page_start(request.page_token)
-        chapters = await self._journals.chapters(trace_id)
+        chapters = await self._chapters(trace_id)
         graphs, state = await self._fold(trace_id, chapters)
         caller().require("trigger", state.app)
         writer = EventWriter(graphs, state)
@@ -167,6 +167,19 @@ class TraceServicer(TraceServiceServicer):
                     reason="TRACE_NOT_FOUND",
                     mend="check the id; `magicflow trace list` shows the known ones",
                 )
+            await asyncio.sleep(LOOK_AGAIN)
+
+    async def _chapters(self, trace_id: bytes) -> list[Chapter]:
+        """What SQL knows of a trace; of one that has ended everything, so that whoever has just
+        heard of the end is not shown less."""
+        patience = time.monotonic() + FRESH
+        trace = await self._live(trace_id)
+        while True:
+            chapters = await self._journals.chapters(trace_id)
+            last = chapters[-1].events[-1] if chapters else None
+            whole = isinstance(last, TraceEnded) or trace is None or trace.status not in ENDED
+            if (chapters and whole) or trace is None or time.monotonic() >= patience:
+                return chapters
             await asyncio.sleep(LOOK_AGAIN)
 
     async def _live(self, trace_id: bytes) -> trace_pb2.Trace | None:
