@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export GRPC_VERBOSITY ?= ERROR
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup servers generate check-generate breaking lint types imports bench lock clean
+.PHONY: help demo test check setup servers generate check-generate breaking lint types imports bench soak lock clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ imports: setup ## Who may import whom.
 
 bench: setup ## Measure; see benchmarks/README.md.
 	$(BIN)/python -m benchmarks.run
+
+soak: setup ## Simulate many clusters under faults: make soak SEEDS=100000 FROM=0.
+	$(BIN)/python -m tests.simulation.soak $(or $(SEEDS),20000) $(or $(FROM),0)
 
 lock: ## Pin all dependencies anew into requirements.lock.
 	uv lock --quiet --upgrade
