@@ -391,7 +391,7 @@ class JetStreamBus:
         self._replicas = replicas
         self._publisher = _Publisher(client)
         self._intakes: set[_Intake] = set()
-        self._tasks_lost: list[Callable[[], None]] = []
+        self._tasks_lost: dict[Callable[[], None], None] = {}
         self._tasks_created: datetime | None = None
         self._mending: asyncio.Task[None] | None = None
         self.closing = False
@@ -482,7 +482,7 @@ class JetStreamBus:
                     await intake.ensure()
                     await intake.again()
                 if lost:
-                    for call in self._tasks_lost:
+                    for call in list(self._tasks_lost):
                         call()
                 return
             except Unavailable as error:
@@ -582,8 +582,9 @@ class JetStreamBus:
             raise _unavailable(error) from error
         return str(info.created)
 
-    def on_tasks_lost(self, call: Callable[[], None]) -> None:
-        self._tasks_lost.append(call)
+    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+        self._tasks_lost[call] = None
+        return lambda: self._tasks_lost.pop(call, None)
 
     async def close(self) -> None:
         self.closing = True
@@ -661,11 +662,12 @@ def _well(outcome: asyncio.Future[int]) -> bool:
 
 
 def _pass_on(done: asyncio.Future[int], outcome: asyncio.Future[int]) -> None:
+    error = None if done.cancelled() else done.exception()
     if outcome.done():
         return
     if done.cancelled():
         outcome.cancel()
-    elif (error := done.exception()) is not None:
+    elif error is not None:
         outcome.set_exception(error)
     else:
         outcome.set_result(done.result())

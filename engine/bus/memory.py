@@ -51,14 +51,14 @@ class MemorySpace:
         self.intakes: list[MemoryIntake] = []
         self.listeners: list[MemoryListening] = []
         self.buried: list[tuple[str, bytes, str, str]] = []
-        self.lost_calls: list[Callable[[], None]] = []
+        self.lost_calls: dict[Callable[[], None], None] = {}
         self.lives = 1
 
     def lose_tasks(self) -> None:
         """As a server that restarts with its task queue in memory."""
         self.lives += 1
         self.queues[subjects.TASK_STREAM] = _Work()
-        for call in self.lost_calls:
+        for call in list(self.lost_calls):
             call()
 
     async def serve(self, queue: str) -> None:
@@ -241,8 +241,9 @@ class MemoryBus:
     async def tasks_identity(self) -> str:
         return str(self.space.lives)
 
-    def on_tasks_lost(self, call: Callable[[], None]) -> None:
-        self.space.lost_calls.append(call)
+    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+        self.space.lost_calls[call] = None
+        return lambda: self.space.lost_calls.pop(call, None)
 
     async def close(self) -> None:
         return None

@@ -155,8 +155,9 @@ class Bus(Protocol):
         """Names the task queue in its present life: another text means that it lost all."""
         ...
 
-    def on_tasks_lost(self, call: Callable[[], None]) -> None:
-        """Calls back when the task queue lost what it held (it may live in memory only)."""
+    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Calls back when the task queue lost what it held (it may live in memory only), until
+        what is returned is called."""
         ...
 
     async def close(self) -> None: ...

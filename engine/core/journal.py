@@ -12,6 +12,7 @@ from engine.core.keys import Keys
 from engine.core.state import Graphs, TraceState, apply, begin, load
 
 VERSION = 1
+UNKNOWN = -2  # the number of a frame, in what was written before numbers were kept
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -56,8 +57,9 @@ def decode_frame(data: bytes) -> Frame:
 
 
 class PartitionState(msgspec.Struct, array_like=True):
-    """The fold of a log up to and including `sequence`. `triggers` holds the sequences of
-    triggers above `trigger_floor` that have started a trace."""
+    """The fold of a log up to and including `sequence`. `number` is that of the last frame of
+    `epoch` that was folded. `triggers` holds the sequences of triggers above `trigger_floor`
+    that have started a trace."""
 
     sequence: int = 0
     epoch: int = 0
@@ -66,19 +68,20 @@ class PartitionState(msgspec.Struct, array_like=True):
     handover: str = ""
     traces: dict[bytes, TraceState] = {}
     keys: Keys = msgspec.field(default_factory=Keys)
+    number: int = UNKNOWN
 
 
 def fold(state: PartitionState, sequence: int, frame: Frame, graphs: Graphs) -> set[bytes]:
     """Applies a frame; returns the traces that it touched.
 
-    A frame of an epoch lower than one seen before is passed over: of several that a deposed owner
-    had in flight, the first was refused, and a later one can have met the sequence that it
-    expected because the new owner's opening stood there. Its owner took it for refused too.
+    A frame that does not follow is passed over, see `follows`.
     """
     state.sequence = sequence
-    if frame.epoch < state.epoch:
+    if not follows(state.epoch, state.number, frame):
+        state.epoch = max(state.epoch, frame.epoch)
         return set()
     state.epoch = frame.epoch
+    state.number = frame.number
     state.handover = frame.handover
     raise_floor(state, frame.trigger_floor)
     touched: set[bytes] = set()
@@ -86,6 +89,19 @@ def fold(state: PartitionState, sequence: int, frame: Frame, graphs: Graphs) -> 
         touched.add(entry.trace_id)
         _fold_entry(state, entry, frame.at, graphs)
     return touched
+
+
+def follows(epoch: int, number: int, frame: Frame) -> bool:
+    """Whether a frame counts after the frame `number` of `epoch`.
+
+    Of several frames that an owner had in flight the first can have been refused, and a later one
+    have met the sequence that it expected because somebody else's frame stood there: a new
+    owner's opening, or a last frame of a deposed one. Its owner took it for refused. So a lower
+    epoch never counts, and within one epoch nothing counts behind a hole.
+    """
+    if frame.epoch == epoch:
+        return number in (UNKNOWN, frame.number - 1)
+    return frame.epoch > epoch and frame.number == 0
 
 
 def raise_floor(state: PartitionState, floor: int) -> None:
@@ -148,6 +164,7 @@ class Checkpoint(msgspec.Struct, array_like=True):
     traces: list[TraceState]
     gone: list[bytes]
     keys: list[tuple[bytes, bytes, bytes, int]] = []  # of a full one all, else the new ones
+    number: int = UNKNOWN
 
 
 _checkpoint_decoder = msgspec.msgpack.Decoder(Checkpoint)

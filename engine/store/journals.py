@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.core.events import Event, TraceEnded, TraceStarted
-from engine.core.journal import Entry, Frame
+from engine.core.journal import UNKNOWN, Entry, Frame, follows
 from engine.core.status import TraceStatus
 from engine.errors import Conflict, Invalid
 from engine.ids import SHARDS, shard_of
@@ -67,25 +67,27 @@ class Journals:
         """Writes frames (sequence, frame), in order per partition, that follow right after the
         positions in `expected`.
 
-        Frames of an epoch lower than one before them are passed over, as `journal.fold` does.
+        Frames that do not follow are passed over, as `journal.fold` does.
 
         Errors: `Conflict` when another projector was faster; then nothing is written.
         `Unavailable`.
         """
         async with self._database.write() as connection:
-            epochs = await _epochs(connection, {frame.partition for _, frame in frames})
+            lives = await _lives(connection, {frame.partition for _, frame in frames})
             rows = _Rows()
             reached: dict[int, int] = {}
             for sequence, frame in frames:
                 reached[frame.partition] = sequence
-                if frame.epoch < epochs.get(frame.partition, 0):
+                epoch, number = lives.get(frame.partition, (0, UNKNOWN))
+                if not follows(epoch, number, frame):
+                    lives[frame.partition] = (max(epoch, frame.epoch), number)
                     continue
-                epochs[frame.partition] = frame.epoch
+                lives[frame.partition] = (frame.epoch, frame.number)
                 for entry in frame.entries:
                     rows.take(entry, frame, sequence)
             for partition, sequence in reached.items():
-                epoch = epochs.get(partition, 0)
-                await _advance(connection, partition, expected.get(partition, 0), sequence, epoch)
+                life = lives.get(partition, (0, UNKNOWN))
+                await _advance(connection, partition, expected.get(partition, 0), sequence, life)
             await rows.write(connection)
 
     async def chapters(self, trace_id: bytes) -> list[Chapter]:
@@ -151,16 +153,21 @@ def _execution(row: Any) -> Execution:
     )
 
 
-async def _epochs(connection: AsyncConnection, partitions: set[int]) -> dict[int, int]:
+async def _lives(connection: AsyncConnection, partitions: set[int]) -> dict[int, tuple[int, int]]:
+    """(epoch, number) of the last frame that counted, by partition."""
     table = tables.projection
-    query = sa.select(table.c.partition, table.c.epoch).where(table.c.partition.in_(partitions))
-    return {row.partition: row.epoch for row in await connection.execute(query)}
+    query = sa.select(table).where(table.c.partition.in_(partitions))
+    return {row.partition: (row.epoch, row.number) for row in await connection.execute(query)}
 
 
 async def _advance(
-    connection: AsyncConnection, partition: int, expected: int, sequence: int, epoch: int
+    connection: AsyncConnection,
+    partition: int,
+    expected: int,
+    sequence: int,
+    life: tuple[int, int],
 ) -> None:
-    table = tables.projection
+    table, (epoch, number) = tables.projection, life
     if not expected:
         exists = await connection.execute(
             sa.select(table.c.sequence).where(table.c.partition == partition)
@@ -176,7 +183,7 @@ async def _advance(
             table.c.sequence == expected,
             table.c.epoch <= epoch,
         )
-        .values(sequence=sequence, epoch=epoch)
+        .values(sequence=sequence, epoch=epoch, number=number)
     )
     if changed.rowcount != 1:
         raise Conflict(f"partition {partition} is not at {expected} any more")

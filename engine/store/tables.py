@@ -90,6 +90,7 @@ projection = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("sequence", BigInteger, nullable=False),
     Column("epoch", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False, server_default="-2"),
 )
 
 

@@ -37,10 +37,12 @@ class Checkpoints:
     async def load(self) -> PartitionState:
         """The state of the newest complete checkpoint; empty when there is none."""
         self._last = await self._log.last()
-        state = PartitionState()
+        state, self.kept = PartitionState(), []
         group: list[Checkpoint] = []
         async for _, data in self._log.read(0, self._last):
             piece = decode_checkpoint(data)
+            if piece.epoch < state.epoch:
+                continue  # a deposed owner's
             if piece.part == 0:
                 group = []
             if piece.part != len(group):
@@ -58,7 +60,8 @@ class Checkpoints:
         return state
 
     async def save(self, state: PartitionState, changed: set[bytes], gone: set[bytes]) -> None:
-        """Writes what changed since the last call. Errors: `Unavailable`."""
+        """Writes what changed since the last call. Errors: `Fenced` when the partition has a
+        newer owner, `Unavailable`."""
         full = not self.kept or self._since_bytes > 2 * self._full_bytes + MAX_FRAME
         wanted = list(state.traces) if full else sorted(changed & state.traces.keys())
         leaving = sorted(gone & self._stored)
@@ -71,9 +74,7 @@ class Checkpoints:
                 self._last = await future
                 written += len(data)
         except Fenced:
-            # A deposed owner finished its own checkpoint; ours begins anew behind it.
-            self._last = await self._log.last()
-            self.kept = []
+            await self._begin_anew(state.epoch)
             return
         state.keys.fresh.clear()
         self.kept = [*self.kept[-1:], state.sequence]
@@ -84,11 +85,21 @@ class Checkpoints:
         else:
             self._since_bytes += written
 
+    async def _begin_anew(self, epoch: int) -> None:
+        """Somebody else wrote a checkpoint. If it was a deposed owner, ours begins anew behind
+        it; if it was a newer one, nothing of ours may stand behind it, or purge what it wrote."""
+        self._last = await self._log.last()
+        self.kept = []
+        async for _, data in self._log.read(0, self._last):
+            if decode_checkpoint(data).epoch > epoch:
+                raise Fenced("a newer owner has written a checkpoint")
+
 
 def _merge(state: PartitionState, group: list[Checkpoint]) -> None:
     for piece in group:
         state.sequence = piece.sequence
         state.epoch = piece.epoch
+        state.number = piece.number
         state.trigger_floor = piece.trigger_floor
         state.triggers = set(piece.triggers)
         for trace in piece.traces:
@@ -124,6 +135,7 @@ def _pieces(
                 traces=group,
                 gone=gone if part == 0 and not full else [],
                 keys=state.keys.records(full) if part == 0 else [],
+                number=state.number,
             )
         )
         for part, group in enumerate(groups)

@@ -46,6 +46,7 @@ class HeldTask:
     session: Session | None = None
     done: bool = False
     heard: float = 0.0  # the last sign of life of a task with a heartbeat, monotonic
+    leaving: bool = False  # on its way back to the bus
 
 
 class Holding:
@@ -55,7 +56,8 @@ class Holding:
         self.tasks: dict[TaskKey, HeldTask] = {}
         # Results on their way to their owners, and whom to tell. At a takeover the new owner
         # dispatches such a task again before it has the result: nobody needs to run it.
-        self.answers: dict[TaskKey, list[tuple[Session, TaskId]]] = {}
+        # None stands for a result that the gateway itself has sent.
+        self.answers: dict[TaskKey, list[tuple[Session, TaskId] | None]] = {}
         # Tasks at work whose node has a heartbeat.
         self.beating: dict[TaskKey, HeldTask] = {}
         self._served: OrderedDict[bytes, str] = OrderedDict()
@@ -73,6 +75,17 @@ class Holding:
             if held.frame.open == 0:
                 held.feed.frames.discard(held.frame)
                 await held.frame.delivery.ack()
+
+    def answered(self, key: TaskKey) -> tuple[Session, TaskId] | None:
+        """Whom to tell of the first of the task's results that has not been settled yet: they
+        are settled in the order in which they came."""
+        waiting = self.answers.get(key)
+        if not waiting:
+            return None
+        first = waiting.pop(0)
+        if not waiting:
+            del self.answers[key]
+        return first
 
     def note_served(self, trace_id: bytes, worker_id: str) -> None:
         """The worker has had a task of the trace."""
@@ -118,9 +131,14 @@ class Feed:
 
     async def open(self) -> None:
         app, _, name = self.function.partition("/")
-        for band in BANDS:
-            intake = await self.bus.take_tasks(app, name, self._delivered, band)
-            self._intakes.append(intake)
+        try:
+            for band in BANDS:
+                intake = await self.bus.take_tasks(app, name, self._delivered, band)
+                self._intakes.append(intake)
+        except BaseException:
+            for intake in self._intakes:
+                await intake.close()
+            raise
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
@@ -140,6 +158,9 @@ class Feed:
             with contextlib.suppress(Unavailable, TimeoutError):
                 await self.bus.bury(f"task.{self.function}", delivery.data, "TASK_UNREADABLE", "")
                 await delivery.ack()
+            return
+        if not self.sessions:  # it was on its way when the last worker left
+            await delivery.give_back(1.0)
             return
         tasks = list(frame.tasks)
         if delivery.redelivered:
@@ -177,8 +198,19 @@ class Feed:
                 held.session = session
                 session.assign(key_of(held.task), held.task)
                 self.holding.note_served(held.task.id.trace_id, session.worker_id)
+        if self.waiting and not self.sessions:
+            await self._give_all_back()
         for band, intake in zip(BANDS, self._intakes, strict=False):
             await intake.ask(self._demand(band.start))
+
+    async def _give_all_back(self) -> None:
+        """No worker is left here: others may have some."""
+        waiting = [held for held in self.waiting if not held.done]
+        self.waiting.clear()
+        try:
+            await self.give_back(waiting)
+        except (Unavailable, TimeoutError):
+            self.waiting.extend(held for held in waiting if not held.done)
 
     def _free(self) -> Session | None:
         """The next worker in turn that has a free slot and takes this function."""
@@ -223,9 +255,11 @@ class Feed:
     async def give_back(self, tasks: list[HeldTask]) -> None:
         """Puts tasks on the bus for other gateways. The new frame is there before the old one
         is acknowledged, so that nothing is lost between."""
-        open_tasks = [held for held in tasks if not held.done]
+        open_tasks = [held for held in tasks if not held.done and not held.leaving]
         if not open_tasks:
             return
+        for held in open_tasks:
+            held.leaving = True
         app, _, name = self.function.partition("/")
         by_partition: dict[tuple[int, int], list[HeldTask]] = {}
         for held in open_tasks:
@@ -245,8 +279,12 @@ class Feed:
                 sent = await self.bus.offer_tasks(app, name, priority, frame.SerializeToString())
                 await asyncio.wait_for(sent, 5.0)
             except (Unavailable, TimeoutError):
-                for held in group:
-                    self.holding.tasks.setdefault(key_of(held.task), held)
+                for held in open_tasks:
+                    held.leaving = False
+                # Where a copy has come in the meantime, that one is held from now on.
+                await self.holding.finish(
+                    [h for h in group if self.holding.tasks.setdefault(key_of(h.task), h) is not h]
+                )
                 raise
             await self.holding.finish(group)
 

@@ -94,7 +94,9 @@ class Gateway:
         for lane in self._lanes.values():
             await lane.close(2.0)
         for session in list(self.sessions.values()):
-            await self.leave(session)
+            self._detach(session)
+        if self._background:
+            await asyncio.wait(list(self._background), timeout=5.0)
         for feed in self._feeds.values():
             with contextlib.suppress(Unavailable, TimeoutError):
                 await feed.close()
@@ -116,19 +118,21 @@ class Gateway:
             raise Unavailable("this dispatcher is shutting down; connect again", retry_after=0.5)
         _check_hello(app, hello, foreign)
         worker_id = hello.worker_id or f"{app}-{int(time.time() * 1_000):x}-{len(self.sessions)}"
+        # All that can fail or be interrupted comes first; the rest is one step.
+        feeds = [await self._feed(function.name) for function in hello.functions]
+        if self.draining:
+            raise Unavailable("this dispatcher is shutting down; connect again", retry_after=0.5)
         former = self.sessions.get(worker_id)
         if former is not None:
-            await self.leave(former)
+            self._detach(former)
         session = Session(worker_id, app, hello, hello.slots, self._clock.now())
         session.assigned.update(self._adopt(session, hello.resumed))
         self.sessions[worker_id] = session
-        for function in session.functions:
-            feed = await self._feed(function)
+        for feed in feeds:
             feed.sessions.append(session)
         self._roster.joined(self.describe(session))
         _log.info("worker joined", worker=worker_id, functions=session.functions)
-        for function in session.functions:
-            await self._feeds[function].pump()
+        self._refill(session)
         return session
 
     def _adopt(self, session: Session, resumed: Iterable[TaskId]) -> set[TaskKey]:
@@ -145,23 +149,33 @@ class Gateway:
 
     async def leave(self, session: Session) -> None:
         """The session is over: what it had goes to others."""
+        self._detach(session)
+
+    def _detach(self, session: Session) -> None:
+        """In one step, so that nobody finds half a session; what it had is given to others in
+        the background, whatever becomes of the caller."""
         if self.sessions.get(session.worker_id) is not session:
             return
         del self.sessions[session.worker_id]
         session.close()
-        feeds = [self._feeds[name] for name in session.functions]
+        feeds = [feed for name in session.functions if (feed := self._feeds.get(name))]
         for feed in feeds:
             if session in feed.sessions:
                 feed.sessions.remove(session)
-        lost = [self._holding.tasks[key] for key in session.assigned if key in self._holding.tasks]
+        assigned = [self._holding.tasks.get(key) for key in session.assigned]
+        lost = [held for held in assigned if held is not None and held.session is session]
         for held in lost:
-            if held.session is session:
-                await self._reclaim(held)
+            held.session = None
+        self._spawn(self._pass_on(lost, feeds))
         self._roster.left(session.worker_id)
         for future in session.commands_waiting.values():
             if not future.done():
                 future.set_exception(NotFound("the worker is gone", reason="WORKER_NOT_FOUND"))
         _log.info("worker left", worker=session.worker_id, tasks_reassigned=len(lost))
+
+    async def _pass_on(self, lost: list[HeldTask], feeds: list[Feed]) -> None:
+        for held in lost:
+            await self._reclaim(held)
         for feed in feeds:
             with contextlib.suppress(Unavailable):
                 await feed.pump()
@@ -289,6 +303,7 @@ class Gateway:
             result = Result(
                 task.id.trace_id, task.id.node, task.id.attempt, None, failure, b"", "", 0
             )
+            self._holding.answers.setdefault(key_of(task), []).append(None)
             self._lanes[partition].push([result])
 
     async def command(self, worker_id: str, command: Command, timeout: float) -> CommandReceipt:
@@ -343,7 +358,9 @@ class Gateway:
         for result, accepted in results:
             key = (result.trace_id, result.node, result.attempt)
             verdict = RESULT_VERDICT_ACCEPTED if accepted else RESULT_VERDICT_SUPERSEDED
-            for session, task in self._holding.answers.pop(key, ()):
+            answered = self._holding.answered(key)
+            if answered is not None:
+                session, task = answered
                 session.receipt(ResultReceipt(id=task, verdict=verdict))
             held = self._holding.tasks.get(key)
             if held is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from typing import Any
 
 import msgspec
 import structlog
@@ -26,6 +27,7 @@ class Outbox:
         self._partition = partition
         self._epoch = epoch
         self._sending: set[asyncio.Task[None]] = set()
+        self._offered: set[asyncio.Future[int]] = set()
 
     async def dispatch(self, tasks: list[Task]) -> None:
         """Frames the tasks by function and priority and puts them on their way."""
@@ -45,6 +47,7 @@ class Outbox:
         except Unavailable:
             self._repeat(function, priority, frame)
         else:
+            self._offered.add(sent)
             sent.add_done_callback(lambda done: self._answered(done, function, priority, frame))
 
     async def _offer(self, function: str, priority: int, frame: bytes) -> asyncio.Future[int]:
@@ -54,6 +57,7 @@ class Outbox:
     def _answered(
         self, sent: asyncio.Future[int], function: str, priority: int, frame: bytes
     ) -> None:
+        self._offered.discard(sent)
         if not sent.cancelled() and sent.exception() is not None:
             self._repeat(function, priority, frame)
 
@@ -73,6 +77,17 @@ class Outbox:
                 _log.warning("task frame not accepted yet", function=function, why=str(error))
             else:
                 return
+
+    async def sent(self, patience: float) -> bool:
+        """Whether the bus has all task frames, after waiting up to `patience` seconds."""
+        deadline = asyncio.get_running_loop().time() + patience
+        while self._offered or self._sending:
+            open_: set[asyncio.Future[Any]] = {*self._offered, *self._sending}
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            await asyncio.wait(open_, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        return True
 
     async def cancel(self, tasks: list[TaskId]) -> None:
         """Tells every gateway; the one that holds a task tells its worker."""

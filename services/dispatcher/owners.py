@@ -69,7 +69,12 @@ class OwnerFinder:
         """Which tasks still want a result. While nobody can say, all of them do."""
         processor = self._ownership.processors.get(partition)
         if processor is not None:
-            return processor.owed([(t.id.trace_id, t.id.node, t.id.attempt) for t in tasks])
+            try:
+                return await processor.owed(
+                    [(t.id.trace_id, t.id.node, t.id.attempt) for t in tasks]
+                )
+            except Unavailable:
+                return [True] * len(tasks)
         request = OwedRequest(partition=partition, tasks=[task.id for task in tasks])
         try:
             response = await self._owners.of_partition(partition).Owed(

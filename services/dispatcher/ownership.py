@@ -52,6 +52,7 @@ class Ownership:
         self._projections = Mirror(snapshots, keys.PROJECTIONS)
         self._lease: Lease | None = None
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._made: dict[int, Processor] = {}  # also those that recover still
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = False
         self.processors: dict[int, Processor] = {}
@@ -74,8 +75,7 @@ class Ownership:
             processor.stop()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=15.0)
-        for task in self._running.values():
-            task.cancel()
+        self._abandon_all()
         if self._lease is not None:
             with contextlib.suppress(Unavailable):
                 await self._lease.revoke()
@@ -131,11 +131,16 @@ class Ownership:
 
     async def _rejoin(self) -> None:
         _log.error("the lease is lost: all partitions are given up", instance=self._me.name)
-        for task in self._running.values():
-            task.cancel()
+        self._abandon_all()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=5.0)
         await self._join()
+
+    def _abandon_all(self) -> None:
+        for processor in self._made.values():
+            processor.abandon()
+        for task in self._running.values():
+            task.cancel()
 
     async def _settle(self) -> None:
         mine = set(self._mine())
@@ -162,6 +167,7 @@ class Ownership:
 
     async def _own(self, partition: int, epoch: int) -> None:
         processor = Processor(partition, epoch, self._bus, self._library, self._clock)
+        self._made[partition] = processor
         log = _log.bind(partition=partition, epoch=epoch)
         try:
             await processor.recover()
@@ -177,6 +183,7 @@ class Ownership:
             log.exception("partition failed")
         finally:
             self.processors.pop(partition, None)
+            self._made.pop(partition, None)
             await self._let_go(partition, epoch)
             self._running.pop(partition, None)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ TURN_STARTS = 400  # traces started in one turn: finishing old work goes first
 STARTS_WAITING = 2_000  # traces taken from the queue and not started yet
 CHECKPOINT_FRAMES = 2_000
 CHECKPOINT_BYTES = 16 << 20
+HANDOVER_PATIENCE = 5.0  # seconds until the bus must have every task frame
 RECENT_OUTCOMES = 20_000
 RECENT_BYTES = 32 << 20
 _log = structlog.get_logger(__name__)
@@ -112,6 +113,13 @@ class _Note:
 
 
 @dataclass(slots=True)
+class _Probe:
+    """Asks the log whether this is the owner still."""
+
+    future: asyncio.Future[None]
+
+
+@dataclass(slots=True)
 class _KeyedStart:
     trigger: StartTrace
     future: asyncio.Future[tuple[bytes, bool]]
@@ -133,6 +141,7 @@ class _Turn:
     answers: list[tuple[asyncio.Future[Any], Any]] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     weight: int = 0
+    certain: bool = False  # answers rest on this being the owner still: only the log can tell
 
 
 @dataclass(slots=True)
@@ -142,6 +151,7 @@ class _Flight:
     future: asyncio.Future[int] | None
     turn: _Turn
     size: int
+    number: int = -1
 
 
 class Deposed(Exception):
@@ -166,7 +176,7 @@ class Processor:
         self._timers = Timers()
         self._tail = 0
         self._number = 0
-        self._arrived: deque[_Results | _Operation | _Note | _KeyedStart] = deque()
+        self._arrived: deque[_Results | _Operation | _Note | _KeyedStart | _Probe] = deque()
         self._lookups: set[asyncio.Task[None]] = set()
         self._starts: deque[_Starts] = deque()
         self._starts_waiting = 0
@@ -182,6 +192,8 @@ class Processor:
         self._bytes_since = 0
         self._floor = 0
         self._redispatch = False
+        self._dispatched_to = ""  # the task queue that has everything that was let out
+        self._stop_hearing: Callable[[], None] = lambda: None
         self._running: dict[bytes, dict[tuple[int, int, int], tuple[str, int]]] = {}
         self._recent: OrderedDict[bytes, tuple[TraceState, int]] = OrderedDict()
         self._recent_bytes = 0
@@ -195,11 +207,16 @@ class Processor:
 
         Errors: `Deposed` when somebody with a higher epoch was here; `Unavailable`.
         """
-        self._state = await self._checkpoints.load()
-        for trace in self._state.traces.values():
-            await self._load(trace)
+        self._stop_hearing = self._bus.on_tasks_lost(self._tasks_lost)
+        try:
+            await self._recover()
+        except BaseException:
+            self._stop_hearing()
+            raise
+
+    async def _recover(self) -> None:
         while True:
-            await self._read_log()
+            await self._read_state()
             if self.epoch <= self._state.epoch:
                 raise Deposed(
                     f"partition {self.partition} has seen epoch {self._state.epoch}, "
@@ -212,22 +229,47 @@ class Processor:
                 continue  # the former owner was faster: read what it wrote
             break
         handover = self._state.handover
+        self._dispatched_to = await self._bus.tasks_identity()
         fold(self._state, self._tail + 1, opening, self._graphs)
         self._tail += 1
         self._number = 1
-        clean = handover and handover == await self._bus.tasks_identity()
+        clean = handover and handover == self._dispatched_to
         await self._let_out_owed(again=not clean)
 
-    async def _read_log(self) -> None:
-        last = await self._log.last()
+    async def _read_state(self) -> None:
+        """The newest checkpoint and what the log has behind it. Errors: `Unavailable` when the
+        log ends before the checkpoint: acknowledged frames are missing, so nobody may go on."""
+        while True:
+            self._state = await self._checkpoints.load()
+            for trace in self._state.traces.values():
+                await self._load(trace)
+            last = await self._log.last()
+            if last < self._state.sequence:
+                raise Unavailable(
+                    f"the log of partition {self.partition} ends at {last}, its checkpoint is of "
+                    f"{self._state.sequence}: acknowledged frames are missing",
+                    mend="restore the stream from a replica or a backup",
+                )
+            if await self._read_log(last):
+                return
+
+    async def _read_log(self, last: int) -> bool:
+        """False when the log begins too late: its owner has purged it since the checkpoint that
+        was read, so there is a newer one."""
+        expected = self._state.sequence + 1
         async for sequence, data in self._log.read(self._state.sequence, last):
+            if sequence != expected:
+                return False
+            expected += 1
             frame = decode_frame(data)
             for playbook_id, snapshot_id in snapshots_in(frame):
                 await self._graphs.load(playbook_id, snapshot_id)
             touched = fold(self._state, sequence, frame, self._graphs)
             self._note_change(touched)
-        self._tail = max(last, self._state.sequence)
-        self._state.sequence = self._tail
+        if expected <= last:
+            return False
+        self._tail = self._state.sequence = last
+        return True
 
     async def _let_out_owed(self, again: bool) -> None:
         """Timers always; dispatches unless the clean owner before has left them on the bus."""
@@ -244,10 +286,9 @@ class Processor:
 
         Errors: `Deposed`, `Unavailable`; then nothing more leaves this object.
         """
-        self._intake = await self._bus.take_triggers(self.partition, self._delivered)
         committer = asyncio.create_task(self._commit())
-        self._bus.on_tasks_lost(self._tasks_lost)
         try:
+            self._intake = await self._bus.take_triggers(self.partition, self._delivered)
             await self._intake.ask(self._room())
             while not (self._stopping and not self._arrived and not self._flights):
                 if self._ended is not None:
@@ -259,7 +300,9 @@ class Processor:
             committer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await committer
-            await self._intake.close()
+            self._stop_hearing()
+            if self._intake is not None:
+                await self._intake.close()
             for lookup in self._lookups:
                 lookup.cancel()
             self._refuse_all()
@@ -270,9 +313,16 @@ class Processor:
         self._stopping = True
         self._wake.set()
 
+    def abandon(self) -> None:
+        """Lets go at once: somebody else may own the partition. Whoever calls this cancels the
+        task of `run` as well, and a cancellation alone may be lost: `asyncio.wait_for` of Python
+        3.11 returns a result that comes with it as if nothing had been."""
+        self._end(Deposed("the partition is another's"))
+
     async def _hand_over(self) -> None:
         await self._save_checkpoint()
-        identity = await self._bus.tasks_identity()
+        sent = await self._outbox.sent(HANDOVER_PATIENCE)
+        identity = self._dispatched_to if sent and not self._redispatch else ""
         frame = Frame(
             VERSION,
             self.partition,
@@ -326,7 +376,9 @@ class Processor:
         self._push(_KeyedStart(trigger, future), future)
         return await future
 
-    def _push(self, item: _Results | _Operation | _KeyedStart, future: asyncio.Future[Any]) -> None:
+    def _push(
+        self, item: _Results | _Operation | _KeyedStart | _Probe, future: asyncio.Future[Any]
+    ) -> None:
         if self._ended is not None:
             future.set_exception(_lost(self.partition))
             return
@@ -338,9 +390,14 @@ class Processor:
             self._arrived.append(_Note(trace_id, command))
             self._wake.set()
 
-    def owed(self, tasks: Sequence[tuple[bytes, str, int]]) -> list[bool]:
-        """Which of (trace, node, attempt) still want a result."""
-        return [self._is_owed(*task) for task in tasks]
+    async def owed(self, tasks: Sequence[tuple[bytes, str, int]]) -> list[bool]:
+        """Which of (trace, node, attempt) still want a result. Errors: `Unavailable`."""
+        wanted = [self._is_owed(*task) for task in tasks]
+        if not all(wanted):  # a deposed owner may not say so
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._push(_Probe(future), future)
+            await future
+        return wanted
 
     def _is_owed(self, trace_id: bytes, node: str, attempt: int) -> bool:
         trace = self._state.traces.get(trace_id)
@@ -437,6 +494,7 @@ class Processor:
         await asyncio.sleep(0)
         if self._redispatch:
             self._redispatch = False
+            self._dispatched_to = await self._bus.tasks_identity()
             await self._let_out_owed(again=True)
             return
         turn = _Turn(now)
@@ -477,6 +535,7 @@ class Processor:
             if isinstance(item, _Results):
                 count += len(item.items)
                 accepted = [self._take_result(turn, result) for result in item.items]
+                turn.certain |= not all(accepted)
                 turn.answers.append((item.future, accepted))
                 continue
             count += 1
@@ -484,6 +543,9 @@ class Processor:
                 self._take_operation(turn, item)
             elif isinstance(item, _KeyedStart):
                 self._take_keyed(turn, item)
+            elif isinstance(item, _Probe):
+                turn.certain = True
+                turn.answers.append((item.future, None))
             else:
                 trace = self._state.traces.get(item.trace_id)
                 if trace is not None:
@@ -522,8 +584,10 @@ class Processor:
             else:
                 raise NotFound("no such live trace", reason="TRACE_NOT_FOUND")
         except Refused as refused:
+            turn.certain = True
             turn.answers.append((item.future, _refusal(refused)))
         except NotFound as error:
+            turn.certain = True
             turn.answers.append((item.future, error))
         else:
             turn.answers.append((item.future, None))
@@ -559,6 +623,7 @@ class Processor:
             )
         else:
             answer = (known[0], True)
+        turn.certain |= known is not None
         turn.answers.append((item.future, answer))
 
     def _take_starts(self, turn: _Turn) -> None:
@@ -641,7 +706,7 @@ class Processor:
     # The commit.
 
     async def _queue(self, turn: _Turn) -> None:
-        if turn.entries:
+        if turn.entries or turn.certain:
             await self._append(turn)
         elif self._flights:
             # What the turn lets out may rest on a frame in flight: it goes out after it.
@@ -662,10 +727,11 @@ class Processor:
             )
             data = encode_frame(frame)
             future = await self._log.append(data, self._tail)
+            # What a cut turn owes waits for its last piece.
+            released = turn if final else _Turn(turn.at)
+            self._flights.append(_Flight(future, released, len(data), self._number))
             self._tail += 1
             self._number += 1
-            # What a cut turn owes waits for its last piece.
-            self._flights.append(_Flight(future, turn if final else _Turn(turn.at), len(data)))
         raise_floor(self._state, self._floor)
         self._note_change(set(turn.entries))
         self._landed.set()
@@ -680,6 +746,7 @@ class Processor:
                 flight = self._flights[0]
                 if flight.future is not None:
                     self._state.sequence = await flight.future
+                    self._state.number = flight.number
                     self._frames_since += 1
                     self._bytes_since += flight.size
                 await self._release(flight.turn)
@@ -806,7 +873,7 @@ class Processor:
         if self._ended is not None:
             return
         self._frames_since = self._bytes_since = 0
-        with contextlib.suppress(Unavailable):
+        try:
             if self._intake is not None:
                 self._floor = await self._intake.floor()
             await self._checkpoints.save(self._state, self._changed, self._gone)
@@ -816,6 +883,10 @@ class Processor:
                 self._timers.keep(self._wants)
             if len(self._checkpoints.kept) == 2 and self.projected:
                 await self._log.purge(min(self._checkpoints.kept[0], self.projected))
+        except Fenced as error:
+            self._end(Deposed(f"partition {self.partition}: {error}"))
+        except Unavailable as error:
+            _log.warning("no checkpoint", partition=self.partition, why=str(error))
 
     def _wants(self, trace_id: bytes, wake: Wake) -> bool:
         trace = self._state.traces.get(trace_id)

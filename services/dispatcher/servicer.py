@@ -246,7 +246,8 @@ class PartitionServicer(PartitionServiceServicer):
     ) -> inner.OwedResponse:
         _service_only()
         processor = self._processor(request.partition)
-        return inner.OwedResponse(owed=processor.owed([_id_key(task) for task in request.tasks]))
+        owed = await processor.owed([_id_key(task) for task in request.tasks])
+        return inner.OwedResponse(owed=owed)
 
     async def Inspect(
         self,

@@ -125,8 +125,10 @@ def ending(number: int, status: TraceStatus = TraceStatus.SUCCEEDED, snapshot: i
     return Entry(trace_id(number, snapshot), [TraceEnded(status, None, failure)])
 
 
-def frame(*entries: Entry, at: int = 5_000, epoch: int = 1, partition: int = 3) -> Frame:
-    return Frame(VERSION, partition, epoch, 0, at, 0, list(entries))
+def frame(
+    *entries: Entry, at: int = 5_000, epoch: int = 1, partition: int = 3, number: int = 0
+) -> Frame:
+    return Frame(VERSION, partition, epoch, number, at, 0, list(entries))
 
 
 async def statuses(journals: Journals, snapshot: int = 42) -> dict[str, TraceStatus]:
@@ -141,7 +143,7 @@ async def test_a_projection_writes_rows_and_its_position_together(journals: Jour
     assert (row.status, row.triggered_at, row.started_at, row.ended_at) == (1, 901, 5_000, 0)
     assert (row.playbook_id, row.playbook, row.triggered_by) == (7, "shop/story", "ann")
     assert await journals.positions() == {3: 1}
-    failed = frame(ending(1, TraceStatus.FAILED), at=6_000)
+    failed = frame(ending(1, TraceStatus.FAILED), at=6_000, number=1)
     await journals.project([(2, failed)], {3: 1})
     (row,) = await journals.list_snapshot(42, 0, "", 10)
     assert (row.status, row.ended_at, row.failure_code) == (TraceStatus.FAILED, 6_000, "BOOM")
@@ -149,7 +151,7 @@ async def test_a_projection_writes_rows_and_its_position_together(journals: Jour
 
 
 async def test_a_trace_that_begins_and_ends_in_one_batch_is_whole(journals: Journals) -> None:
-    await journals.project([(1, frame(starting(1))), (2, frame(ending(1), at=7_000))], {})
+    await journals.project([(1, frame(starting(1))), (2, frame(ending(1), at=7_000, number=1))], {})
     (row,) = await journals.list_snapshot(42, 0, "", 10)
     assert (row.status, row.ended_at) == (TraceStatus.SUCCEEDED, 7_000)
 
@@ -159,7 +161,7 @@ async def test_a_projection_from_another_position_writes_nothing(
     journals: Journals, expected: dict[int, int]
 ) -> None:
     await journals.project([(2, frame(starting(1)))], {})
-    batch = [(9, frame(starting(5), partition=4)), (9, frame(starting(2), ending(1)))]
+    batch = [(9, frame(starting(5), partition=4)), (9, frame(starting(2), ending(1), number=1))]
     with pytest.raises(Conflict):
         await journals.project(batch, expected)
     assert await journals.positions() == {3: 2}
@@ -168,10 +170,21 @@ async def test_a_projection_from_another_position_writes_nothing(
     assert len(await journals.chapters(trace_id(1))) == 1
 
 
+async def test_frames_behind_a_hole_in_their_epoch_are_passed_over(journals: Journals) -> None:
+    """Of two in flight the first was refused, and a deposed owner's last frame made room for the
+    second: its owner took both for refused."""
+    await journals.project([(1, frame(starting(1), epoch=5))], {})
+    await journals.project([(2, frame(epoch=4, number=7))], {3: 1})
+    await journals.project([(3, frame(starting(2), epoch=5, number=2))], {3: 2})
+    await journals.project([(4, frame(starting(3), epoch=5, number=3))], {3: 3})
+    await journals.project([(5, frame(starting(4), epoch=6))], {3: 4})
+    assert set(await statuses(journals)) == {trace_id(1).hex(), trace_id(4).hex()}
+
+
 async def test_of_two_projectors_at_one_position_one_writes(journals: Journals) -> None:
     await journals.project([(1, frame(starting(1)))], {})
     outcomes = await asyncio.gather(
-        *(journals.project([(2, frame(starting(2)))], {3: 1}) for _ in range(4)),
+        *(journals.project([(2, frame(starting(2), number=1))], {3: 1}) for _ in range(4)),
         return_exceptions=True,
     )
     assert sorted(isinstance(outcome, Conflict) for outcome in outcomes) == [False] + [True] * 3
@@ -181,7 +194,7 @@ async def test_of_two_projectors_at_one_position_one_writes(journals: Journals) 
 async def test_frames_of_a_deposed_epoch_are_passed_over(journals: Journals) -> None:
     await journals.project([(1, frame(epoch=5)), (2, frame(starting(1), epoch=4))], {})
     await journals.project([(3, frame(starting(2), epoch=4))], {3: 2})
-    await journals.project([(4, frame(starting(3), epoch=5))], {3: 3})
+    await journals.project([(4, frame(starting(3), epoch=5, number=1))], {3: 3})
     assert list(await statuses(journals)) == [trace_id(3).hex()]
     assert await journals.chapters(trace_id(1)) == []
     assert await journals.positions() == {3: 4}
@@ -189,7 +202,7 @@ async def test_frames_of_a_deposed_epoch_are_passed_over(journals: Journals) -> 
 
 async def test_partitions_have_positions_of_their_own(journals: Journals) -> None:
     await journals.project([(4, frame(partition=1)), (9, frame(partition=2))], {})
-    await journals.project([(5, frame(partition=1))], {1: 4})
+    await journals.project([(5, frame(partition=1, number=1))], {1: 4})
     assert await journals.positions() == {1: 5, 2: 9}
 
 
@@ -198,7 +211,11 @@ async def test_chapters_come_in_the_order_of_the_log(journals: Journals) -> None
     entries = [Entry(trace_id(1), said) for said in events]
     await journals.project([(1, frame(starting(1), entries[0], entries[1]))], {})
     await journals.project(
-        [(2, frame(entries[2], at=6_000)), (3, frame(entries[3], entries[4], at=7_000))], {3: 1}
+        [
+            (2, frame(entries[2], at=6_000, number=1)),
+            (3, frame(entries[3], entries[4], at=7_000, number=2)),
+        ],
+        {3: 1},
     )
     chapters = await journals.chapters(trace_id(1))
     assert [chapter.sequence for chapter in chapters] == [1, 1, 1, 2, 3, 3]

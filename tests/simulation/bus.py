@@ -22,7 +22,6 @@ from nats.js.errors import NotFoundError
 from engine.bus import subjects
 from engine.bus.jetstream import JetStreamLog
 from engine.bus.port import PRIORITIES, Fenced, Handle, Hear
-from engine.core.journal import decode_frame
 from engine.errors import Unavailable
 from tests.simulation.loop import Process, VirtualLoop
 
@@ -185,20 +184,11 @@ class Server:
         self.connections: list[Connection] = []
         self.former: list[Connection] = []
         self.lives = 1
-        # Known: a deposed owner's append that lands behind the new epoch's opening lets a later
-        # append of the new owner land without the one before it (seed 1241). No real server
-        # refuses it.
-        self.refuse_stale = True
-        # Known: an owner that is still alive purges what its successor is about to read, and the
-        # successor folds a log with a hole (seed 397).
-        self.refuse_holes = True
 
     def append(self, stream: str, frame: bytes, expected: int, by: str) -> int:
         log = self.logs[stream]
         if expected != log.last:
             raise Fenced(f"{stream} ends at {log.last}, not at {expected}")
-        if self.refuse_stale and log.frames and _is_stale(stream, log.frames[-1], frame):
-            raise Fenced(f"{stream} has a newer epoch")
         log.frames.append(frame)
         self.watcher.appended(stream, log.last, frame, by)
         return log.last
@@ -269,7 +259,7 @@ class Connection:
         self._faults = server.faults
         self._random = server.random
         self._arrivals: dict[Any, float] = {}
-        self._lost_calls: list[Callable[[], None]] = []
+        self._lost_calls: dict[Callable[[], None], None] = {}
         self._cut_at = float("inf")
         self._down_until = 0.0
         self.name = process.name
@@ -480,14 +470,15 @@ class Connection:
     async def tasks_identity(self) -> str:
         return str(await self._request(lambda: self._server.lives))
 
-    def on_tasks_lost(self, call: Callable[[], None]) -> None:
-        self._lost_calls.append(call)
+    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+        self._lost_calls[call] = None
+        return lambda: self._lost_calls.pop(call, None)
 
     def tasks_lost(self) -> None:
         self.down("lost", SURE, self._call_lost)
 
     def _call_lost(self) -> None:
-        for call in self._lost_calls:
+        for call in list(self._lost_calls):
             call()
 
     async def close(self) -> None:
@@ -516,9 +507,6 @@ class SimulatedLog(JetStreamLog):
 
     async def read(self, after: int, through: int) -> AsyncIterator[tuple[int, bytes]]:
         frames = await self._connection.frames(self._stream, after, through)
-        holes = bool(frames) and frames[0][0] != after + 1
-        if holes and self._connection.server.refuse_holes:
-            raise Unavailable("the log was purged between the checkpoint and the reading")
         for sequence, frame in frames:
             yield sequence, frame
 
@@ -630,11 +618,6 @@ def _answer(future: asyncio.Future[Any], answer: Any, error: Exception | None) -
         future.set_result(answer)
     else:
         future.set_exception(error)
-
-
-def _is_stale(stream: str, last: bytes, frame: bytes) -> bool:
-    log = stream.startswith(subjects.log_stream(0)[:-1])
-    return log and decode_frame(frame).epoch < decode_frame(last).epoch
 
 
 def _matches(subject: str, patterns: str) -> bool:

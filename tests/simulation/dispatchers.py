@@ -92,6 +92,7 @@ class Dispatcher:
         self.bus = Connection(server, self.process)
         self.processors: dict[int, Processor] = {}
         self.owning: dict[int, asyncio.Task[None]] = {}  # by epoch
+        self.made: dict[int, Processor] = {}
         self.running: set[int] = set()  # partitions that it has not quite given up yet
         self.closing = False
         self.gone = False
@@ -128,6 +129,7 @@ class Dispatcher:
 
     async def _own(self, partition: int, epoch: int) -> None:
         processor = Processor(partition, epoch, self.bus, Shelf(), self._clock)
+        self.made[epoch] = processor
         try:
             await processor.recover()
             self.processors[partition] = processor
@@ -140,12 +142,21 @@ class Dispatcher:
             if self.processors.get(partition) is processor:
                 del self.processors[partition]
             self.owning.pop(epoch, None)
+            self.made.pop(epoch, None)
             self.running.discard(partition)
             self._vacated(partition, epoch)
 
     def lose_lease(self) -> None:
         """It could not renew in time: everything is given up, as `Ownership._rejoin` does."""
-        for task in self.owning.values():
+        for epoch in list(self.owning):
+            self.give_up(epoch)
+
+    def give_up(self, epoch: int) -> None:
+        """As `Ownership._abandon_all`."""
+        task = self.owning.get(epoch)
+        if task is not None:
+            if epoch in self.made:
+                self.made[epoch].abandon()
             task.cancel()
 
     def drain(self, grace: float) -> None:
@@ -159,8 +170,7 @@ class Dispatcher:
             processor.stop()
         if self.owning:
             await asyncio.wait(list(self.owning.values()), timeout=15.0)
-        for task in list(self.owning.values()):
-            task.cancel()
+        self.lose_lease()
         await asyncio.sleep(1.0)
         self.gone = True
 
@@ -185,7 +195,7 @@ class Dispatcher:
             raise Unavailable("not owned here", reason="PARTITION_UNOWNED")
         if isinstance(request, inner.OwedRequest):
             tasks = [(task.trace_id, task.node, task.attempt) for task in request.tasks]
-            return inner.OwedResponse(owed=processor.owed(tasks))
+            return inner.OwedResponse(owed=await processor.owed(tasks))
         pairs = zip(request.results, request.workers, strict=True)
         results = [result_of(message, worker) for message, worker in pairs]
         accepted = await processor.deliver(results)

@@ -1,18 +1,12 @@
-"""Many worlds, on all processors: `make soak SEEDS=100000 FROM=0`.
-
-`python -m tests.simulation.soak known` tells for each known fault the first seed that finds it
-when it is not worked around.
-"""
+"""Many worlds, on all processors: `make soak SEEDS=100000 FROM=0`."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterator
 from multiprocessing import Pool
 
-from tests.simulation.known import ALL
 from tests.simulation.world import Failed, simulate
 
 STEP = 50
@@ -24,9 +18,9 @@ def chunk(first: int) -> list[tuple[int, str]]:
     return [found for seed in range(first, first + STEP) if (found := attempt(seed))]
 
 
-def attempt(seed: int, but: str = "") -> tuple[int, str] | None:
+def attempt(seed: int) -> tuple[int, str] | None:
     try:
-        simulate(seed, but)
+        simulate(seed)
     except Failed as failed:
         return seed, str(failed)
     return None
@@ -47,16 +41,5 @@ def soak(first: int, count: int) -> int:
     return failures
 
 
-def known() -> Iterator[str]:
-    """One line for each."""
-    for name in ALL:
-        found = next((f for seed in range(3_000) if (f := attempt(seed, name))), None)
-        yield f"{name}: {found[1].splitlines()[0] if found else 'not found in 3,000 seeds'}"
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["known"]:
-        for line in known():
-            print(line, flush=True)
-    else:
-        sys.exit(soak(int(sys.argv[2]), int(sys.argv[1])) > 0)
+    sys.exit(soak(int(sys.argv[2]), int(sys.argv[1])) > 0)

@@ -23,7 +23,6 @@ from tests.simulation.bus import Connection, Faults, Server
 from tests.simulation.determinism import virtual
 from tests.simulation.dispatchers import Dispatcher
 from tests.simulation.folds import committed
-from tests.simulation.known import PURGED_UNDER_A_READER, STALE_APPENDS, worked_around
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.oracle import Oracle
 from tests.simulation.playbooks import COUNT, graph
@@ -354,9 +353,7 @@ class World:
         self.loop.outside(self.chance.random() * 10, self._learn, former, epoch)
 
     def _learn(self, former: Dispatcher, epoch: int) -> None:
-        task = former.owning.get(epoch)
-        if task is not None:
-            former.process.call(task.cancel)
+        former.process.call(former.give_up, epoch)
 
     def _lose_lease(self) -> None:
         found = self._some_dispatcher()
@@ -385,8 +382,13 @@ class World:
 
     def _thaw(self, dispatcher: Dispatcher) -> None:
         self.oracle.happened("thaw", dispatcher.name)
-        if dispatcher.process.stopped:
-            dispatcher.process.continue_()
+        if not dispatcher.process.stopped:
+            return
+        dispatcher.process.continue_()
+        mine = {partition for partition, claim in self.claims.items() if claim[0] is dispatcher}
+        if dispatcher.running - mine:  # it finds out that its lease has ended
+            delay = self.chance.random() * 0.5
+            self.loop.outside(delay, dispatcher.process.call, dispatcher.lose_lease)
 
     def _break_bus(self) -> None:
         found = self._some_dispatcher()
@@ -492,8 +494,8 @@ class World:
             worker.hurry()
 
 
-def simulate(seed: int, but: str = "") -> Outcome:
-    """One run, with the known faults worked around `but` one.
+def simulate(seed: int) -> Outcome:
+    """One run.
 
     Errors: `Failed` with everything that is needed to look for the cause.
     """
@@ -502,12 +504,9 @@ def simulate(seed: int, but: str = "") -> Outcome:
     frames = chance.choice((2, 5, 12, 40))
     with ExitStack() as stack:
         stack.enter_context(virtual(loop))
-        stack.enter_context(worked_around(but))
         stack.enter_context(mock.patch("services.dispatcher.processor.CHECKPOINT_FRAMES", frames))
         stack.enter_context(mock.patch("services.dispatcher.gateway.WATCH_EVERY", 1.0))
         world = World(loop, seed)
-        world.server.refuse_stale = but != STALE_APPENDS
-        world.server.refuse_holes = but != PURGED_UNDER_A_READER
         oracle = world.oracle
         trouble: BaseException | None = None
         try:
