@@ -30,10 +30,22 @@ def key_of(task: Task) -> TaskKey:
 
 @dataclass(slots=True, eq=False)
 class HeldFrame:
-    """A frame of the bus that is ours until every task in it is done with."""
+    """A frame of the bus that is ours until every task in it is done with. `void`: the queue
+    that it came from is lost, and a word about it could hit another frame of the new one."""
 
     delivery: Delivery
     open: int
+    void: bool = False
+
+    async def release(self) -> bool:
+        """One of its tasks needs it no longer; with the last one it leaves the bus, and True is
+        returned."""
+        self.open -= 1
+        if self.open:
+            return False
+        if not self.void:
+            await self.delivery.ack()
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -71,10 +83,8 @@ class Holding:
             if self.tasks.get(key_of(held.task)) is held:
                 del self.tasks[key_of(held.task)]
             self.beating.pop(key_of(held.task), None)
-            held.frame.open -= 1
-            if held.frame.open == 0:
+            if await held.frame.release():
                 held.feed.frames.discard(held.frame)
-                await held.frame.delivery.ack()
 
     def answered(self, key: TaskKey) -> tuple[Session, TaskId] | None:
         """Whom to tell of the first of the task's results that has not been settled yet: they
@@ -166,18 +176,35 @@ class Feed:
         if delivery.redelivered:
             wanted = await self.recheck(frame.partition, tasks)
             tasks = [task for task, owed in zip(tasks, wanted, strict=True) if owed]
-        fresh = [task for task in tasks if key_of(task) not in self.holding.tasks]
         self._per_frame = 0.8 * self._per_frame + 0.2 * max(1, len(frame.tasks))
-        if not fresh:
+        if not tasks:
             await delivery.ack()
         else:
-            held_frame = HeldFrame(delivery, len(fresh))
-            self.frames.add(held_frame)
-            for task in fresh:
-                held = HeldTask(task, held_frame, self)
+            await self._take(tasks, HeldFrame(delivery, len(tasks)))
+        await self.pump()
+
+    async def _take(self, tasks: list[Task], frame: HeldFrame) -> None:
+        """A task that is held already is held by the newer frame from now on: the older one may
+        be of a queue that was lost since."""
+        self.frames.add(frame)
+        former: list[HeldFrame] = []
+        for task in tasks:
+            held = self.holding.tasks.get(key_of(task))
+            if held is None:
+                held = HeldTask(task, frame, self)
                 self.holding.tasks[key_of(task)] = held
                 self._line_up(held)
-        await self.pump()
+            else:
+                former.append(held.frame)
+                held.frame = frame
+        for old in former:
+            if await old.release():
+                self.frames.discard(old)
+
+    def forget_queue(self) -> None:
+        """The queue was lost: its frames mean nothing any more. Their tasks come again."""
+        for frame in self.frames:
+            frame.void = True
 
     def _line_up(self, held: HeldTask) -> None:
         """Behind those of its priority and of higher ones."""
@@ -293,7 +320,8 @@ class Feed:
         while True:
             await asyncio.sleep(WORKING_EVERY)
             for frame in list(self.frames):
-                await frame.delivery.working()
+                if not frame.void:
+                    await frame.delivery.working()
             with contextlib.suppress(Unavailable):
                 await self.pump()
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -76,12 +76,18 @@ class Gateway:
         self._background: set[asyncio.Task[None]] = set()
         self._watchdog: asyncio.Task[None] | None = None
         self._command_number = 0
+        self._stop_hearing: Callable[[], None] = lambda: None
         self.draining = False
         self.sessions: dict[str, Session] = {}
 
     async def open(self) -> None:
         self._listening = await self._bus.listen(subjects.CANCEL, self._cancelled)
         self._watchdog = asyncio.create_task(self._watch())
+        self._stop_hearing = self._bus.on_tasks_lost(self._tasks_lost)
+
+    def _tasks_lost(self) -> None:
+        for feed in self._feeds.values():
+            feed.forget_queue()
 
     async def close(self, grace: float) -> None:
         """Grants nothing more, waits up to `grace` seconds for what runs, gives back the rest."""
@@ -100,6 +106,7 @@ class Gateway:
         for feed in self._feeds.values():
             with contextlib.suppress(Unavailable, TimeoutError):
                 await feed.close()
+        self._stop_hearing()
         if self._listening is not None:
             await self._listening.close()
         if self._watchdog is not None:
