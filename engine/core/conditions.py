@@ -15,7 +15,8 @@ from typing import Any
 
 from engine.core.references import Filter, Reader, Reference, ReferenceSyntaxError, Segment
 
-MAX_DEPTH = 24
+MAX_DEPTH = 24  # brackets in brackets
+MAX_SIGNS = 150  # which bounds the depth of the tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ Term = Constant | Read | Has | Compare | And | Or | Not | Choose | Row | Call | 
 
 @lru_cache(maxsize=4_096)
 def read_condition(text: str) -> Term:
-    """The tree of an expression. `Other` for what is malformed or goes deeper than 24."""
+    """The tree of an expression. `Other` for what is malformed or too large."""
     try:
         return _Parser(text).whole()
     except (_NotFollowed, ReferenceSyntaxError):
@@ -161,12 +162,13 @@ class _Token:
 
 
 class _Parser:
-    """By the precedences of CEL. `_depth` bounds the recursion."""
+    """By the precedences of CEL. `_depth` and `_signs` bound the recursion."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._reader = Reader(text, _opaque_filter)
         self._depth = 0
+        self._signs = 0
         self._token = self._next(0)
 
     def whole(self) -> Term:
@@ -211,6 +213,9 @@ class _Parser:
     def _accept(self, *signs: str) -> str:
         sign = self._sign()
         if sign in signs:
+            self._signs += 1
+            if self._signs > MAX_SIGNS:
+                raise _NotFollowed
             self._take()
             return sign
         return ""

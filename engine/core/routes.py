@@ -139,7 +139,7 @@ class Routes:
                 shown.add(Fate.FAILED)
         if isinstance(reader, str) and not self._settles(code, reader):
             possible.add(Fate.UNSETTLED)
-            if self._can_wait(code, reader):
+            if self.runs(code) and self._can_wait(code, reader):
                 shown.add(Fate.UNSETTLED)
         return Fates(frozenset(possible), frozenset(shown))
 
@@ -168,7 +168,7 @@ class Routes:
         open_, seen = list(self._beside(code)), set()
         while open_:
             here = open_.pop()
-            if here in seen or (self._after[code] & self._bit(here) and here not in self._any):
+            if here in seen or (self.comes_before(code, here) and here not in self._any):
                 continue
             if here == reader:
                 return True
@@ -309,8 +309,8 @@ class Routes:
         settled: dict[str, int] = {}
         self._above: dict[str, int] = {}
         for code in self.order:
-            waits = code not in self._any
-            common = 0 if waits or not self._live[code] else -1
+            waits = code not in self._any or not self._live[code]
+            common = 0 if waits else -1
             above = 0
             for edge in self._incoming[code]:
                 there = settled[edge.source] | self._bit(edge.source)

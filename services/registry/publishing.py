@@ -8,7 +8,9 @@ import structlog
 
 from engine.clock import Clock
 from engine.core.findings import Finding
+from engine.core.machine import MAX_DEPTH
 from engine.core.playbook import Map, Playbook, Repeat, Subplaybook, Task, canonical, checksum
+from engine.core.types import check_types
 from engine.document.examine import Examined, examine_playbook, examine_text
 from engine.errors import Conflict, Invalid, NotFound
 from engine.snapshots import keys
@@ -17,6 +19,7 @@ from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Put, Require, Snapshots
 from engine.store.registry import RegistryStore
 from engine.wire.playbooks import violation
+from services.registry.surroundings import Surroundings
 
 _log = structlog.get_logger(__name__)
 
@@ -110,8 +113,21 @@ class Publishing:
             for row in await self._store.grants(playbook.app)
             if row.grantee == playbook.app
         }
-        findings: list[Finding] = []
+        surroundings = Surroundings(self._snapshots, self._functions)
+        await surroundings.load(playbook)
+        findings = check_types(playbook, surroundings)
         for node in playbook.nodes:
+            ring = surroundings.ring(playbook, node)
+            if ring:
+                findings.append(
+                    Finding(
+                        "RECURSION",
+                        f"nodes.{node.code}",
+                        f"the playbooks call each other in a ring: {' -> '.join(ring)}",
+                        mend=f"calls nest up to {MAX_DEPTH} deep: make sure that the ring ends",
+                        warning=True,
+                    )
+                )
             path = f"nodes.{node.code}"
             for target, is_function in _targets(node.kind):
                 owner = target.partition("/")[0]

@@ -21,6 +21,9 @@ from engine.document.examine import examine_text
 
 TRACE = bytes(range(16))
 START = 1_000_000  # milliseconds since 1970
+# Drawn at random, a graph has parts that can never run. Publishing refuses them, for people; the
+# rules of execution hold with them as well.
+POINTLESS = ("CHOICE_SHADOWED", "NODE_UNREACHABLE")
 HEADER = "playbook: story\napp: shop\n"
 
 
@@ -37,7 +40,8 @@ def graph_of(text: str) -> Graph:
 
 
 def compiled(playbook: Playbook) -> Graph:
-    assert not [finding for finding in check(playbook) if not finding.warning]
+    findings = [f for f in check(playbook) if not f.warning and f.code not in POINTLESS]
+    assert not findings, findings
     return compile_graph(playbook, 7, 42)
 
 

@@ -84,7 +84,7 @@ BROKEN: list[tuple[str, list[tuple[str, str, int, int]]]] = [
         [("OPTION_WITHOUT_EFFECT", "nodes.a.retry", 3, 24)],
     ),
     (
-        "nodes: {a: {playbook: p, heartbeat: 5s}}",
+        "nodes: {a: {playbook: q, heartbeat: 5s}}",
         [("OPTION_WITHOUT_EFFECT", "nodes.a.heartbeat", 3, 26)],
     ),
     ("nodes: {a: {nop: {}, timeout: 5s}}", [("OPTION_WITHOUT_EFFECT", "nodes.a.timeout", 3, 22)]),

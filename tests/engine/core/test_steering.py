@@ -31,8 +31,9 @@ INSIDE = {"playbook": "n/i", "map": "n[0]", "repeat": "n[0]/i"}
 
 def reached(kind: str, state: str) -> Trace:
     """A trace whose node `n` is of this kind and in this state."""
+    others = "first: {task: f}, other: {task: f}, gate: {hook: {}}"
     trace = Trace(
-        f"nodes: {{first: {{task: f}}, n: {KINDS[kind]}, other: {{task: f}}, gate: {{hook: {{}}}}}}\n"
+        f"nodes: {{n: {KINDS[kind]}, {others}}}\n"
         "edges: [{from: first, to: n, when: $$ == 1}, {from: first, to: other, otherwise: true}]",
         callees=[INNER],
     )
@@ -130,7 +131,7 @@ def test_an_unknown_path_is_refused_with_the_known_ones(verb: Verb) -> None:
         with pytest.raises(Refused) as refused:
             trace.steer(verb, path)
         assert refused.value.reason == "NODE_NOT_FOUND"
-        assert "first, n, other, gate" in refused.value.mend
+        assert "n, first, other, gate" in refused.value.mend
 
 
 # Pause and resume.
