@@ -25,7 +25,8 @@ from engine.core.conditions import (
 )
 from engine.core.playbook import Edge, EdgeKind, Playbook
 
-MAX_EARLIER = 32  # conditions that each condition is compared with, besides equal ones
+MAX_CHOICES = 200  # of one node that are compared with the first of them
+MAX_EARLIER = 32  # conditions that each is compared with, besides equal ones
 MAX_STEPS = 200  # of one comparison
 
 TRUE, FALSE = Constant(True), Constant(False)
@@ -80,10 +81,10 @@ def _tried(edges: tuple[Edge, ...], indexes: Iterable[int]) -> list[int]:
 
 def _choice_shadows(edges: tuple[Edge, ...], order: list[int]) -> Iterator[Shadow]:
     seen: dict[Term, int] = {}
-    for index in order:
+    for place, index in enumerate(order):
         condition = _positive(read_condition(edges[index].when))
-        by = seen.get(condition)
-        if by is None and condition != FALSE:
+        by = seen.get(condition, seen.get(TRUE))
+        if by is None and condition != FALSE and place < MAX_CHOICES:
             by = _implied(condition, seen)
         if by is not None:
             yield Shadow(index, by)
@@ -91,8 +92,6 @@ def _choice_shadows(edges: tuple[Edge, ...], order: list[int]) -> Iterator[Shado
 
 
 def _implied(condition: Term, seen: dict[Term, int]) -> int | None:
-    if TRUE in seen:
-        return seen[TRUE]
     for earlier, index in islice(seen.items(), MAX_EARLIER):
         if implies(condition, earlier):
             return index

@@ -92,6 +92,7 @@ class _Places:
             found = clash(taken, wanted, self._budget())
             if found is not None:
                 what = "what leads here" if view.item is None else "an item of the list"
+                what = "its own output" if view.own else what
                 yield type_clash(path, found, what, name, "")
             return
         template = compiled(value)
