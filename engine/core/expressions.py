@@ -19,6 +19,7 @@ from typing import Any
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_math, ext_strings
 
+from engine.core.older import replacement
 from engine.core.payload import json_text
 from engine.core.references import (
     MISSING,
@@ -90,7 +91,11 @@ class Expression:
         try:
             self._program = _env.compile(translation.text)
         except RuntimeError as error:
-            raise _syntax_error(error, translation) from error
+            complaint = _syntax_error(error, translation)
+            better = replacement(text)
+            if better:
+                raise ExpressionSyntaxError(f"{complaint}; {better}", complaint.position) from error
+            raise complaint from error
 
     @property
     def references(self) -> tuple[Reference, ...]:

@@ -83,8 +83,10 @@ def _choice_shadows(edges: tuple[Edge, ...], order: list[int]) -> Iterator[Shado
     seen: dict[Term, int] = {}
     for place, index in enumerate(order):
         condition = _positive(read_condition(edges[index].when))
+        if condition == FALSE:
+            continue  # never taken, whatever stands before it
         by = seen.get(condition, seen.get(TRUE))
-        if by is None and condition != FALSE and place < MAX_CHOICES:
+        if by is None and place < MAX_CHOICES:
             by = _implied(condition, seen)
         if by is not None:
             yield Shadow(index, by)

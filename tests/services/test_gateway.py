@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from engine.ids import mint, partition_of
 from engine.snapshots.memory import MemorySnapshots
 from magicflow.v1.payload_pb2 import Payload
 from magicflow.v1.task_pb2 import Task, TaskFrame, TaskId, TaskResult
-from magicflow.v1.worker_pb2 import Function, WorkerHello
+from magicflow.v1.worker_pb2 import Function, TaskProgress, WorkerHello
 from services.dispatcher.gateway import Gateway
 from services.dispatcher.lanes import Began, Owner
 from services.dispatcher.processor import Result
@@ -62,7 +63,8 @@ class Bench:
             function="a/f",
             tasks=[task],
         )
-        await (await self.bus.offer_tasks("a", "f", 5, frame.SerializeToString()))
+        data = frame.SerializeToString()
+        await (await self.bus.offer_tasks("a", "f", task.priority, data))
 
 
 def a_task() -> Task:
@@ -144,3 +146,69 @@ async def test_a_task_that_is_given_back_and_comes_straight_back_is_not_lost(
     second = await bench.worker(slots=1)
     await until(lambda: second.credit == 0)
     assert len(bench.bus.space.queues["FLOW_TASK"].items) == 1
+
+
+# What the options of a node ask of a gateway.
+
+
+def task_with(**options: Any) -> Task:
+    identity = TaskId(trace_id=mint(1_000, 1), node="n", attempt=1)
+    fields = {"priority": 5, **options}
+    return Task(id=identity, function="a/f", input=Payload(data=b"1"), **fields)
+
+
+async def test_waiting_tasks_are_given_out_by_priority(bench: Bench) -> None:
+    busy = await bench.worker(slots=1)
+    first = task_with()
+    await bench.dispatch(first)
+    await until(lambda: busy.credit == 0)
+    low, normal, high = (task_with(priority=priority) for priority in (1, 5, 9))
+    for task in (low, normal, high):
+        await bench.dispatch(task)
+    done: list[int] = []
+    for _ in range(3):
+        [held] = [h for h in bench.gateway._holding.tasks.values() if h.session is not None]
+        bench.gateway.results(busy, [result_of(held.task)])
+        await until(lambda held=held: held.done)  # type: ignore[misc]
+        await until(lambda: busy.credit == 0)
+        [now] = [h for h in bench.gateway._holding.tasks.values() if h.session is not None]
+        done.append(now.task.priority)
+    assert done == [9, 5, 1]
+
+
+async def test_a_task_goes_to_the_worker_that_served_its_trace(bench: Bench) -> None:
+    workers = [await bench.worker(slots=4) for _ in range(4)]
+    before = task_with()
+    await bench.dispatch(before)
+    await until(lambda: any(worker.credit == 3 for worker in workers))
+    served = next(worker for worker in workers if worker.credit == 3)
+    for attempt in range(2, 5):
+        again = Task()
+        again.CopyFrom(before)
+        again.id.attempt, again.affinity = attempt, True
+        await bench.dispatch(again)
+    await until(lambda: served.credit == 0)
+    assert all(worker.credit == 4 for worker in workers if worker is not served)
+
+
+async def test_a_task_that_is_silent_for_longer_than_its_heartbeat_has_failed(
+    bench: Bench,
+) -> None:
+    session = await bench.worker(slots=2)
+    silent, beating = task_with(), task_with()
+    for task in (silent, beating):
+        task.heartbeat.FromMilliseconds(300)
+        await bench.dispatch(task)
+    await until(lambda: session.credit == 0)
+    bench.gateway.began(session, [silent, beating])
+    commits = bench.owner
+    assert isinstance(commits, Commits)
+    async with asyncio.timeout(5):
+        while not commits.results:
+            bench.gateway.progress(session, [TaskProgress(id=beating.id)])
+            await asyncio.sleep(0.02)
+    [result] = commits.results
+    assert (result.trace_id, result.failure and result.failure.code) == (
+        silent.id.trace_id,
+        "HEARTBEAT_TIMEOUT",
+    )

@@ -83,6 +83,10 @@ def test_an_edge_for_failures_behind_one_for_all_is_shadowed() -> None:
     assert shadows(Playbook("p", "a", nodes, edges)) == [Shadow(2, 1), Shadow(3, 0)]
 
 
+def test_edges_that_are_switched_off_shadow_nothing() -> None:
+    assert shadows(choices("false", "false", "$$.x > 1")) == []
+
+
 def test_false_and_what_stands_beside_true_is_dead() -> None:
     drawn = choices("false", "true")
     edges = (*drawn.edges, Edge("a", "b0", EdgeKind.OTHERWISE))
