@@ -142,7 +142,7 @@ def _schemas(playbook: Playbook) -> Iterator[Finding]:
         if schema is UNSET:
             continue
         try:
-            jsonschema_rs.validator_for(schema)
+            jsonschema_rs.validator_for(schema, offline=True)
         except (jsonschema_rs.ValidationError, ValueError) as error:
             message = f"not a valid JSON Schema: {getattr(error, 'message', error)}"
             yield Finding("SCHEMA_INVALID", path, message)

@@ -118,9 +118,6 @@ class Routes:
         """Whether edges lead from the one to the other, taken or not."""
         return bool(self._above[reader] & self._bit(code))
 
-    def handles_failures(self, code: str) -> bool:
-        return bool(self._ways[code].errors)
-
     # What may have become of a node.
 
     def fates(self, code: str, reader: str | int) -> Fates:

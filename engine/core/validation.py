@@ -14,7 +14,8 @@ MAX_COMPLAINTS = 20
 
 @lru_cache(maxsize=1_000)
 def _validator(schema: str) -> Any:
-    return jsonschema_rs.validator_for(schema)
+    # Offline: a $ref in somebody's schema must not make the server fetch an address.
+    return jsonschema_rs.validator_for(schema, offline=True)
 
 
 def complaints(schema: Any, payload: Payload, root: str) -> list[tuple[str, str]]:

@@ -112,5 +112,5 @@ def _schema(data: bytes) -> Any | None:
     """None where a worker registered nothing that can be read."""
     try:
         return json.loads(data) if data else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

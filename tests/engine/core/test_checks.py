@@ -177,3 +177,9 @@ def test_a_cycle_is_spelled_out() -> None:
 def test_a_document_with_as_many_findings_as_places_is_examined_in_time() -> None:
     nodes = ", ".join(f"n{i}: {{}}" for i in range(20_000))
     assert len(examine_text(f"{HEAD}nodes: {{{nodes}}}").findings) >= 20_000
+
+
+def test_a_schema_that_names_an_address_is_refused_and_nothing_is_fetched() -> None:
+    found = examine_text(HEAD + A + 'input: {$ref: "http://127.0.0.1:9/schema.json"}').findings
+    assert [(finding.code, finding.path) for finding in found] == [("SCHEMA_INVALID", "input")]
+    assert "127.0.0.1" in found[0].message
