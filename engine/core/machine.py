@@ -278,7 +278,7 @@ class Turn:
         elif command.kind is TimerKind.START:
             if 0 < self.state.start_at <= self.now:
                 self.emit(TraceReleased())
-                self.begin_scope(ROOT)
+                self.look_everywhere()
         elif not self.state.scopes[command.scope].closed:
             self._node_timer(command)
 

@@ -65,6 +65,8 @@ def _step(graphs: Graphs, state: TraceState, scope: int, step: str) -> Place | N
 
 
 def _compensation(graphs: Graphs, state: TraceState, path: str) -> Place | None:
+    if path.endswith(COMPENSATE):
+        return None  # nothing undoes a compensation; and a path from outside may be of any length
     undone = find(graphs, state, path)
     for scope, here in enumerate(state.scopes):
         if here.kind is ScopeKind.COMPENSATION and undone in here.undo:

@@ -161,5 +161,16 @@ def test_every_path_leads_back_to_its_place() -> None:
             paths.add(path)
     assert {"pay", "pay/i", "m[1]", "m[1]/j", "pay:compensate"} <= paths
     assert trace.state.status is TraceStatus.RUNNING
-    for wrong in ("m[2]", "m[x]", "pay/", "/", "pay/i/j", "m/i", "pay[0]", "z:compensate", "é"):
+    for wrong in (
+        "m[2]",
+        "m[x]",
+        "pay/",
+        "/",
+        "pay/i/j",
+        "m/i",
+        "pay[0]",
+        "z:compensate",
+        "é",
+        "pay" + ":compensate" * 5_000,
+    ):
         assert find(trace.graphs, trace.state, wrong) is None

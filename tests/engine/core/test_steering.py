@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from engine.core.effects import Cancel, TimerKind, Wake, effects_of
 from engine.core.events import OperatorActed, TraceRevived
@@ -13,7 +14,7 @@ from engine.core.payload import of_value, to_value
 from engine.core.state import dump, load
 from engine.core.status import NodeStatus, TraceStatus
 from engine.core.steering import Refused, Verb, retry
-from tests.engine.core.playing import START, Trace
+from tests.engine.core.playing import START, Trace, started
 
 INNER = "playbook: inner\napp: shop\nnodes: {i: {task: f}}"
 KINDS = {
@@ -219,6 +220,16 @@ def test_what_is_so_already_is_refused(paused: bool, verb: Verb, word: str) -> N
     with pytest.raises(Refused, match=word) as refused:
         trace.steer(verb)
     assert refused.value.reason == "TRACE_STATE"
+
+
+def test_what_is_steered_in_a_delayed_trace_counts_when_it_begins() -> None:
+    delayed = replace(started(of_value(None)), start_at=START + 5_000)
+    trace = Trace("nodes: {a: {task: f}, b: {hook: {}}}", event=delayed)
+    trace.steer(Verb.SKIP, "a")
+    trace.steer(Verb.SKIP, "b")
+    assert trace.state.status is TraceStatus.RUNNING
+    trace.fires(TimerKind.START)
+    assert trace.output == {}
 
 
 # Signals.
