@@ -290,8 +290,19 @@ def _compile_filter(text: str, position: int) -> Filter:
         except ExpressionFailed:
             return False
 
+    def has(candidate: Any, scope: Scope) -> bool:
+        value = condition.references[0].resolve(_FilterScope(candidate, scope))
+        return value is not MISSING and value is not False
+
+    bare = len(condition.references) == 1 and condition.references[0].text == text.strip()
     outer = tuple(found for found in condition.references if found.root is not Root.HERE)
-    return Filter(text, test, outer)
+    return Filter(text, has if bare else test, outer)
+
+
+_NO_STEPS = (
+    ("..", "; name every step of the path"),
+    (".*", "; [*] stands for all items of a list, a field needs its name"),
+)
 
 
 def parse_reference(text: str) -> Reference:
@@ -303,5 +314,7 @@ def parse_reference(text: str) -> Reference:
     body = text[:-1] if optional else text
     reference, end = Reader(body, _compile_filter).read(0)
     if end != len(body):
-        raise ReferenceSyntaxError(f"{body[end:]!r} does not belong to a reference", end)
+        rest = body[end:]
+        advice = next((text for sign, text in _NO_STEPS if rest.startswith(sign)), "")
+        raise ReferenceSyntaxError(f"{rest!r} does not belong to a reference{advice}", end)
     return Reference(reference.root, reference.code, reference.path, text, optional)

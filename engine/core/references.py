@@ -60,6 +60,13 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Picks:
+    """`[0,2]`: the items at these places; those that are not there are left out."""
+
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """`[?(condition)]`; `test(candidate, scope)` says whether to keep the candidate."""
 
@@ -68,7 +75,7 @@ class Filter:
     references: tuple[Reference, ...] = ()
 
 
-Segment = Name | Index | Slice | Filter
+Segment = Name | Index | Slice | Picks | Filter
 
 
 class Scope(Protocol):
@@ -107,6 +114,14 @@ class Reference:
             if isinstance(segment, Filter):
                 yield from segment.references
 
+    def into_list(self, scope: Scope) -> str:
+        """Advice for a path that is missing because it asks a list for a field; else empty."""
+        for end, segment in enumerate(self.path):
+            before = _walk(scope.root(self.root, self.code), self.path[:end], 0, scope)
+            if isinstance(segment, Name) and isinstance(before, list):
+                return f"; {segment.name} is asked of a list: write [*].{segment.name}"
+        return ""
+
     def resolve(self, scope: Scope) -> Any:
         """The value, or `MISSING`. Never raises for data of any shape."""
         return _walk(scope.root(self.root, self.code), self.path, 0, scope)
@@ -131,6 +146,8 @@ def _walk(value: Any, path: tuple[Segment, ...], at: int, scope: Scope) -> Any:
                 return MISSING
             if isinstance(segment, Slice):
                 kept = value[segment.start : segment.stop]
+            elif isinstance(segment, Picks):
+                kept = [value[i] for i in segment.places if -len(value) <= i < len(value)]
             else:
                 kept = [item for item in value if segment.test(item, scope)]
             if at == len(path):
@@ -229,13 +246,19 @@ class Reader:
             return Slice(None, None), end + 1
         if ":" in body:
             return self._slice(body, at), end + 1
+        if "," in body:
+            return Picks(tuple(self._place(part, at) for part in body.split(","))), end + 1
+        return Index(self._place(body, at)), end + 1
+
+    def _place(self, text: str, at: int) -> int:
+        body = text.strip()
         if not _INTEGER.fullmatch(body):
             raise ReferenceSyntaxError(
-                f'[{body}] is neither an index [0], a slice [0:2], [*], a key ["a"] nor a '
-                "filter [?(@.price > 10)]",
+                f"[{body}] is neither an index [0], places [0,2], a slice [0:2], [*], a key "
+                '["a"] nor a filter [?(@.price > 10)]',
                 at,
             )
-        return Index(_bounded(body, at)), end + 1
+        return _bounded(body, at)
 
     def _slice(self, body: str, at: int) -> Slice:
         bounds: list[int | None] = []

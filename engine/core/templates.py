@@ -137,9 +137,8 @@ def render(template: Template, scope: Scope, path: str = "") -> Any:
             return value
         if template.optional:
             return None
-        raise MappingFailed(
-            f"{template.text} does not exist; write {template.text}? to get null instead", path
-        )
+        advice = template.into_list(scope) or f"; write {template.text}? to get null instead"
+        raise MappingFailed(f"{template.text} does not exist{advice}", path)
     if isinstance(template, Object):
         return {key: render(item, scope, _join(path, key)) for key, item in template.fields}
     if isinstance(template, List):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.core.checks import check
+from engine.core.checks.rules import check
 from engine.core.findings import Finding
 from engine.core.playbook import Playbook
 from engine.document.reading import to_data, to_playbook
@@ -54,7 +54,9 @@ def _examine(document: Document, findings: list[Finding]) -> Examined:
         try:
             playbook = to_playbook(document.data)
         except ValueError as error:
-            findings.append(Finding("VALUE_INVALID", "", str(error)))
+            findings.append(
+                Finding("VALUE_INVALID", "", str(error), mend="write a shorter duration")
+            )
         else:
             findings.extend(check(playbook))
     in_order = sorted(_located(document, findings), key=lambda f: (f.line, f.column))

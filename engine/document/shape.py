@@ -55,7 +55,13 @@ def _sentences(data: Any, error: Any) -> list[Finding]:
     if kind.name == "anyOf":
         choices = "; ".join(str(inner.message) for group in kind.context for inner in group)
         return [
-            Finding("VALUE_INVALID", where, f"fits none of the ways to write it: {choices}", seen)
+            Finding(
+                "VALUE_INVALID",
+                where,
+                f"fits none of the ways to write it: {choices}",
+                seen,
+                "write it in one of these ways",
+            )
         ]
     code = "NAME_INVALID" if _about_name(error.schema_path) else "VALUE_INVALID"
     return [Finding(code, where, str(error.message), seen, _mend_for(error))]
@@ -99,7 +105,7 @@ def _mend_for(error: Any) -> str:
         return "a name is a small letter, then up to 63 small letters, digits, _ or -"
     if "target" in path or "callee" in path:
         return "write app/name, or name alone for this playbook's own app"
-    return ""
+    return "write what the message asks for; `magicflow playbook schema` has it all"
 
 
 def _kinds(data: dict[str, Any]) -> list[Finding]:
@@ -139,7 +145,8 @@ def _node_kind(code: str, node: dict[str, Any]) -> list[Finding]:
         bodies = [word for word in ("task", "playbook") if word in node["map"]]
         if len(bodies) != 1:
             message = "a map runs either a task or a playbook"
-            return [Finding("NODE_KIND_AMBIGUOUS", f"{path}.map", message)]
+            mend = "write one of task: and playbook: in the map"
+            return [Finding("NODE_KIND_AMBIGUOUS", f"{path}.map", message, mend=mend)]
     return []
 
 

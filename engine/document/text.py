@@ -60,7 +60,10 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > MAX_DEPTH + 2:  # `_Reader` says it with a place; this is the stop
             finding = Finding(
-                "DOCUMENT_TOO_LARGE", "", f"the document goes deeper than {MAX_DEPTH}"
+                "DOCUMENT_TOO_LARGE",
+                "",
+                f"the document goes deeper than {MAX_DEPTH}",
+                mend=_SPLIT,
             )
             raise _Refused(finding.at(self.get_mark().line + 1, 1))
         node = super().compose_node(parent, index)
@@ -82,11 +85,20 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
+_SPLIT = "split it into several playbooks, or keep large data out of it"
+_PLAIN = "write objects, lists, texts, numbers, true, false and null, as JSON has them"
+
+
 def read_text(text: str) -> tuple[Document | None, list[Finding]]:
     """The document, or the findings that kept it from being read."""
     if len(text.encode()) > MAX_DOCUMENT:
         return None, [
-            Finding("DOCUMENT_TOO_LARGE", "", f"the document is larger than {MAX_DOCUMENT} bytes")
+            Finding(
+                "DOCUMENT_TOO_LARGE",
+                "",
+                f"the document is larger than {MAX_DOCUMENT} bytes",
+                mend=_SPLIT,
+            )
         ]
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -95,9 +107,12 @@ def read_text(text: str) -> tuple[Document | None, list[Finding]]:
     except _Refused as refused:
         return None, [refused.finding]
     except (yaml.YAMLError, RecursionError) as error:
-        return None, [Finding("DOCUMENT_MALFORMED", "", f"not YAML or JSON: {error}")]
+        message = f"not YAML or JSON: {error}"
+        return None, [Finding("DOCUMENT_MALFORMED", "", message, mend=_PLAIN)]
     if root is None:
-        return None, [Finding("DOCUMENT_EMPTY", "", "the document is empty", line=1, column=1)]
+        mend = "write playbook:, app: and nodes:; docs/playbook.md begins with an example"
+        finding = Finding("DOCUMENT_EMPTY", "", "the document is empty", mend=mend)
+        return None, [finding.at(1, 1)]
     reader = _Reader()
     try:
         data = reader.value(root, (), 0)
@@ -140,9 +155,9 @@ class _Reader:
         mark = node.start_mark
         if depth > MAX_DEPTH or self._values > MAX_VALUES:
             bound = f"deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else f"over {MAX_VALUES} values"
-            raise _Refused(
-                Finding("DOCUMENT_TOO_LARGE", "", f"the document goes {bound}", line=mark.line + 1)
-            )
+            message = f"the document goes {bound}"
+            finding = Finding("DOCUMENT_TOO_LARGE", "", message, mend=_SPLIT)
+            raise _Refused(finding.at(mark.line + 1, mark.column + 1))
         self.positions.setdefault(path, Position(mark.line + 1, mark.column + 1))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
@@ -158,11 +173,7 @@ class _Reader:
             mark = key_node.start_mark
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode):
-                raise _Refused(
-                    Finding(
-                        "WRONG_TYPE", dotted(path), "a key must be a string", line=mark.line + 1
-                    )
-                )
+                raise self._refused(key_node, path, "a key must be a string")
             key = self._text(key_node, path, key)
             place = (*path, key)
             if key in data:
@@ -192,6 +203,7 @@ class _Reader:
                     "DOCUMENT_MALFORMED",
                     dotted(path),
                     f"not a plain value: {message}",
+                    mend=_PLAIN,
                     line=mark.line + 1,
                     column=mark.column + 1,
                 )
@@ -214,7 +226,7 @@ class _Reader:
 
     def _refused(self, node: yaml.Node, path: Path, message: str) -> _Refused:
         mark = node.start_mark
-        finding = Finding("WRONG_TYPE", dotted(path), message)
+        finding = Finding("WRONG_TYPE", dotted(path), message, mend=_PLAIN)
         return _Refused(finding.at(mark.line + 1, mark.column + 1))
 
 

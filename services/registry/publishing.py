@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import structlog
 
 from engine.clock import Clock
+from engine.core.checks.types import check_types
 from engine.core.findings import Finding
 from engine.core.machine import MAX_DEPTH
 from engine.core.playbook import Map, Playbook, Repeat, Subplaybook, Task, canonical, checksum
-from engine.core.types import check_types
 from engine.document.examine import Examined, examine_playbook, examine_text
 from engine.errors import Conflict, Invalid, NotFound
 from engine.snapshots import keys

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from engine.core.flow import Signature
+from engine.core.checks.flow import Signature
 from engine.core.playbook import UNSET, Map, Node, Playbook, Repeat, Subplaybook
 from engine.errors import MagicflowError
 from engine.snapshots import keys
@@ -21,7 +21,7 @@ Callee = tuple[str, int]  # app/name, snapshot; 0: the active one
 
 
 class Surroundings:
-    """Implements `engine.core.flow.Known` with what `load` has found."""
+    """Implements `engine.core.checks.flow.Known` with what `load` has found."""
 
     def __init__(self, snapshots: Snapshots, functions: Mirror) -> None:
         self._snapshots = snapshots

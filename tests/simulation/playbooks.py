@@ -7,7 +7,7 @@ import random
 from functools import cache
 from typing import Any
 
-from engine.core.checks import check
+from engine.core.checks.rules import check
 from engine.core.graph import Graph, compile_graph
 from engine.core.playbook import (
     Edge,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.core import machine, steering
-from engine.core.checks import check
+from engine.core.checks.rules import check
 from engine.core.effects import TimerKind, Wake, owed
 from engine.core.events import Event, NodeFailed, TaskScheduled, TraceStarted
 from engine.core.failure import Failure

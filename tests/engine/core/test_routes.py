@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core.checks.routes import END, Fate, Routes
 from engine.core.playbook import Edge, EdgeKind, Join, Node, Nop, Playbook
-from engine.core.routes import END, Fate, Routes
 
 Status = str  # pending, running, done, failed, skipped
 PARALLEL, CHOICE, OTHERWISE, ERROR = EdgeKind

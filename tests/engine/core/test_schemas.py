@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core.expressions import parse_reference
-from engine.core.references import MISSING
-from engine.core.schemas import (
+from engine.core.checks.schemas import (
     KINDS,
     Budget,
     Clash,
@@ -28,6 +26,8 @@ from engine.core.schemas import (
     follow,
     kinds_of,
 )
+from engine.core.expressions import parse_reference
+from engine.core.references import MISSING
 from tests.engine.core.seeing import Seen
 
 STRING, INTEGER, NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core.conditions import Other, read_condition
+from engine.core.checks.conditions import Other, read_condition
+from engine.core.checks.shadows import Shadow, dead_edges, implies, shadows
 from engine.core.expressions import Expression, ExpressionFailed, ExpressionSyntaxError
 from engine.core.playbook import Edge, EdgeKind, Node, Nop, Playbook
-from engine.core.shadows import Shadow, dead_edges, implies, shadows
 from tests.engine.core.seeing import Seen
 
 

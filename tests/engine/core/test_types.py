@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from engine.core.checks.types import Signature, check_types
 from engine.core.findings import Finding
-from engine.core.types import Signature, check_types
 from engine.document.examine import examine_text
 
 TEXT, WHOLE, ANYTHING = {"type": "string"}, {"type": "integer"}, True

@@ -8,7 +8,8 @@ import jsonschema_rs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core.checks import check
+from engine.core.checks.rules import check
+from engine.core.checks.types import Signature, check_types
 from engine.core.failure import Failure
 from engine.core.findings import Finding
 from engine.core.graph import compile_graph
@@ -24,7 +25,6 @@ from engine.core.playbook import (
     Task,
 )
 from engine.core.status import NodeStatus, TraceStatus
-from engine.core.types import Signature, check_types
 from tests.engine.core.playing import Trace
 
 CLOSED: dict[str, Any] = {"type": "object", "additionalProperties": False}

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.core.checks.routes import Routes
+from engine.core.checks.shadows import dead_edges
 from engine.core.findings import Finding, shorten
 from engine.core.playbook import Kind, Map, Playbook, Repeat, Subplaybook
-from engine.core.routes import Routes
-from engine.core.shadows import dead_edges
 
 
 def dead_ends(playbook: Playbook) -> Iterator[Finding]:

@@ -6,15 +6,15 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from engine.core.conditions import Read, read_condition
+from engine.core.checks.conditions import Read, read_condition
+from engine.core.checks.flow import Flow, View
+from engine.core.checks.routes import Fate
+from engine.core.checks.schemas import Fault, Problem, follow, words
+from engine.core.checks.terms import Reading, guards, oddities, readings
 from engine.core.expressions import Expression
 from engine.core.findings import Finding, shorten
-from engine.core.flow import Flow, View
-from engine.core.references import Filter, Index, Name, Reference, Root, Segment, Slice
-from engine.core.routes import Fate
-from engine.core.schemas import Fault, Problem, follow, words
+from engine.core.references import Filter, Index, Name, Picks, Reference, Root, Segment, Slice
 from engine.core.templates import List, Object, Template, Text
-from engine.core.terms import Reading, guards, oddities, readings
 
 
 class Lookups:
@@ -180,6 +180,8 @@ def _step(step: Segment) -> str:
             return f".{step.name}" if step.name.isidentifier() else f'["{step.name}"]'
         case Index():
             return f"[{step.index}]"
+        case Picks():
+            return f"[{','.join(map(str, step.places))}]"
         case Slice() if step.start is None and step.stop is None:
             return "[*]"
         case Slice():

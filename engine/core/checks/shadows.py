@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from engine.core.conditions import (
+from engine.core.checks.conditions import (
     And,
     Compare,
     Constant,

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from engine.core.checks.fitting import Fitting, type_clash
+from engine.core.checks.flow import Flow, Known, Signature, View, compiled
+from engine.core.checks.lookups import Lookups
+from engine.core.checks.routes import END, Routes
+from engine.core.checks.schemas import BOOLEAN, Budget, Type, clash, declared, of_kinds
+from engine.core.checks.shadows import dead_edges
 from engine.core.expressions import Expression, ExpressionSyntaxError
 from engine.core.findings import Finding, shorten
-from engine.core.fitting import Fitting, type_clash
-from engine.core.flow import Flow, Known, Signature, View, compiled
-from engine.core.lookups import Lookups
 from engine.core.moments import NotAMoment, milliseconds_of
 from engine.core.playbook import UNSET, EdgeKind, Map, Node, Playbook, Repeat, Sleep
-from engine.core.routes import END, Routes
-from engine.core.schemas import BOOLEAN, Budget, Type, clash, declared, of_kinds
-from engine.core.shadows import dead_edges
 from engine.core.templates import Literal
 
 __all__ = ["Known", "Signature", "check_types"]

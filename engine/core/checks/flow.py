@@ -7,24 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine.core.conditions import Read, read_condition
-from engine.core.expressions import Expression
-from engine.core.playbook import (
-    UNSET,
-    Hook,
-    Join,
-    Map,
-    Node,
-    Nop,
-    Playbook,
-    Repeat,
-    Sleep,
-    Subplaybook,
-    Task,
-)
-from engine.core.references import Reference, Root, Segment
-from engine.core.routes import END, Fate, Routes
-from engine.core.schemas import (
+from engine.core.checks.conditions import Read, read_condition
+from engine.core.checks.routes import END, Fate, Routes
+from engine.core.checks.schemas import (
     ANY,
     INTEGER,
     NULL,
@@ -40,6 +25,22 @@ from engine.core.schemas import (
     row_of,
     union,
 )
+from engine.core.checks.terms import type_of
+from engine.core.expressions import Expression
+from engine.core.playbook import (
+    UNSET,
+    Hook,
+    Join,
+    Map,
+    Node,
+    Nop,
+    Playbook,
+    Repeat,
+    Sleep,
+    Subplaybook,
+    Task,
+)
+from engine.core.references import Reference, Root, Segment
 from engine.core.templates import (
     List,
     Literal,
@@ -49,7 +50,6 @@ from engine.core.templates import (
     Text,
     compile_template,
 )
-from engine.core.terms import type_of
 
 MAX_SOURCES = 8  # of one join whose every combination is considered
 

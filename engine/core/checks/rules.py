@@ -10,8 +10,9 @@ from typing import Any
 
 import jsonschema_rs
 
-from engine.core.dead_ends import dead_ends
-from engine.core.expressions import Expression, ExpressionSyntaxError
+from engine.core.checks.dead_ends import dead_ends
+from engine.core.checks.readings import check_readings
+from engine.core.checks.shadows import shadows
 from engine.core.findings import Finding, shorten
 from engine.core.payload import of_value
 from engine.core.playbook import (
@@ -25,21 +26,11 @@ from engine.core.playbook import (
     Map,
     Nop,
     Playbook,
-    Repeat,
     Sleep,
     Task,
     kind_name,
 )
-from engine.core.references import Reference, Root
-from engine.core.shadows import shadows
 from engine.core.state import MAX_ENV, fits_state
-from engine.core.templates import (
-    MAX_DEPTH,
-    Template,
-    TemplateSyntaxError,
-    compile_template,
-    references_of,
-)
 
 
 def check(playbook: Playbook) -> list[Finding]:
@@ -52,7 +43,7 @@ def check(playbook: Playbook) -> list[Finding]:
     findings += _options(playbook)
     ancestors, cycle = _ancestors(playbook)
     findings += cycle
-    findings += _data(playbook, ancestors)
+    findings += check_readings(playbook, ancestors)
     findings += _choices(playbook)
     findings += dead_ends(playbook)
     return findings
@@ -145,7 +136,8 @@ def _schemas(playbook: Playbook) -> Iterator[Finding]:
             jsonschema_rs.validator_for(schema, offline=True)
         except (jsonschema_rs.ValidationError, ValueError) as error:
             message = f"not a valid JSON Schema: {getattr(error, 'message', error)}"
-            yield Finding("SCHEMA_INVALID", path, message)
+            mend = "a schema names types as in {type: object}; a $ref stays inside the document"
+            yield Finding("SCHEMA_INVALID", path, message, mend=mend)
 
 
 def _env(playbook: Playbook) -> Iterator[Finding]:
@@ -187,109 +179,6 @@ def _options(playbook: Playbook) -> Iterator[Finding]:
             message = f"{option} has no effect on a node of kind {kind}"
             path = f"nodes.{node.code}.{option}"
             yield Finding("OPTION_WITHOUT_EFFECT", path, message, mend="remove it")
-
-
-def _data(playbook: Playbook, ancestors: dict[str, set[str]]) -> Iterator[Finding]:
-    """Templates and conditions: syntax, and references that lead somewhere."""
-    codes = {node.code for node in playbook.nodes}
-    for node in playbook.nodes:
-        visible, path = ancestors.get(node.code, codes), f"nodes.{node.code}"
-        is_map = isinstance(node.kind, Map)
-        if node.input is not UNSET:
-            yield from _template(
-                node.input, f"{path}.input", codes, visible, node.code, in_map=is_map
-            )
-        if isinstance(node.kind, Map):
-            yield from _template(node.kind.over, f"{path}.map.over", codes, visible, node.code)
-        elif isinstance(node.kind, Sleep) and node.kind.until is not None:
-            yield from _template(node.kind.until, f"{path}.until", codes, visible, node.code)
-        elif isinstance(node.kind, Repeat):
-            yield from _condition(
-                node.kind.until,
-                f"{path}.repeat.until",
-                codes,
-                visible | {node.code},
-                node.code,
-                in_map=True,
-            )
-        if node.compensate is not None and node.compensate.input is not UNSET:
-            yield from _template(
-                node.compensate.input,
-                f"{path}.compensate.input",
-                codes,
-                visible | {node.code},
-                node.code,
-            )
-    for index, edge in enumerate(playbook.edges):
-        if edge.kind is not EdgeKind.CHOICE:
-            continue
-        path = f"edges[{index}].when"
-        visible = ancestors.get(edge.source, codes) | {edge.source}
-        yield from _condition(edge.when, path, codes, visible, edge.source)
-    if playbook.output is not UNSET:
-        yield from _template(playbook.output, "output", codes, codes, "")
-
-
-def _condition(
-    text: str, path: str, codes: set[str], visible: set[str], owner: str, in_map: bool = False
-) -> Iterator[Finding]:
-    try:
-        condition = Expression(text)
-    except ExpressionSyntaxError as error:
-        message = f"{error} (at {error.position + 1})"
-        yield Finding("EXPRESSION_INVALID", path, message, shorten(text))
-        return
-    for reference in condition.references:
-        yield from _reference(reference, path, codes, visible, owner, in_map)
-
-
-def _template(
-    value: Any, path: str, codes: set[str], visible: set[str], owner: str, in_map: bool = False
-) -> Iterator[Finding]:
-    try:
-        template: Template = compile_template(value)
-    except TemplateSyntaxError as error:
-        where = f"{path}.{error.path}" if error.path else path
-        where = where.replace(".[", "[")
-        code = "EXPRESSION_INVALID" if "${" in error.text else "REFERENCE_INVALID"
-        mend = ""
-        if code == "REFERENCE_INVALID":
-            mend = "to write a text that begins with $, begin it with $\\ instead"
-        if not error.text:
-            mend = f"nest at most {MAX_DEPTH} deep"
-        yield Finding(code, where, str(error), shorten(error.text), mend)
-        return
-    for reference in references_of(template):
-        yield from _reference(reference, path, codes, visible, owner, in_map)
-
-
-def _reference(
-    reference: Reference,
-    path: str,
-    codes: set[str],
-    visible: set[str],
-    owner: str,
-    in_map: bool,
-) -> Iterator[Finding]:
-    text = reference.text
-    if reference.root in (Root.ITEM, Root.INDEX) and not in_map:
-        message = f"{text} means something inside a map only"
-        yield Finding("REFERENCE_OUT_OF_PLACE", path, message, text)
-    elif reference.root is Root.HERE:
-        message = f"{text} means something inside a filter only"
-        yield Finding("REFERENCE_OUT_OF_PLACE", path, message, text)
-    elif reference.root is Root.LAST and not owner:
-        message = "$$ has no meaning in the playbook's output"
-        yield Finding("REFERENCE_OUT_OF_PLACE", path, message, text, "name the node: $.<node>")
-    elif reference.root is Root.NODE and reference.code not in codes:
-        message = f"{text} names a node that does not exist"
-        close = difflib.get_close_matches(reference.code, sorted(codes), 1)
-        mend = f"did you mean $.{close[0]}?" if close else f"nodes are {', '.join(sorted(codes))}"
-        yield Finding("REFERENCE_UNKNOWN", path, message, text, shorten(mend, 200))
-    elif reference.root is Root.NODE and reference.code not in visible:
-        message = f"{reference.code} cannot have run before {owner}: no way leads from it to there"
-        mend = f"draw an edge that leads from {reference.code} to {owner}, or read another node"
-        yield Finding("REFERENCE_NOT_ANCESTOR", path, message, text, mend)
 
 
 def _choices(playbook: Playbook) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from engine.core.conditions import (
+from engine.core.checks.conditions import (
     And,
     Arithmetic,
     Call,
@@ -21,8 +21,7 @@ from engine.core.conditions import (
     Term,
     parts_of,
 )
-from engine.core.payload import json_text
-from engine.core.schemas import (
+from engine.core.checks.schemas import (
     ANY,
     BOOLEAN,
     INTEGER,
@@ -41,6 +40,7 @@ from engine.core.schemas import (
     union,
     words,
 )
+from engine.core.payload import json_text
 
 Types = Callable[[Read], Type]
 """What a reference in the expression may be."""

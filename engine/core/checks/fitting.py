@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.core.expressions import Expression
-from engine.core.findings import Finding, shorten
-from engine.core.flow import Flow, View
-from engine.core.lookups import listing, near
-from engine.core.payload import json_text
-from engine.core.references import Reference
-from engine.core.schemas import (
+from engine.core.checks.flow import Flow, View
+from engine.core.checks.lookups import listing, near
+from engine.core.checks.schemas import (
     ANY,
     Clash,
     Declared,
@@ -20,6 +16,10 @@ from engine.core.schemas import (
     clash,
     shapes,
 )
+from engine.core.expressions import Expression
+from engine.core.findings import Finding, shorten
+from engine.core.payload import json_text
+from engine.core.references import Reference
 from engine.core.templates import List, Literal, Object, Template
 
 
