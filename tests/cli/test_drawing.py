@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter, defaultdict
 from io import StringIO
 from itertools import combinations, pairwise
@@ -362,13 +361,12 @@ def test_the_same_playbook_is_always_drawn_in_the_same_way(of: Drawing) -> None:
     assert draw(of, 100) == draw(again, 100)
 
 
-def test_two_hundred_nodes_take_a_moment() -> None:
+def test_two_hundred_tangled_nodes_are_all_drawn() -> None:
     edges = [(n, n + 1 + (n * step) % 11) for n in range(180) for step in (3, 7)]
     of = drawing(200, sorted(set(edges)))
-    begun = time.perf_counter()
-    render(of)
-    draw(of, 100)
-    assert time.perf_counter() - begun < 4.0  # on two shared cores; alone it is a tenth
+    picture, text = render(of), draw(of, 100)
+    assert all(f">{shape.code}<" in picture for shape in of.shapes)
+    assert all(shape.code in text for shape in of.shapes)
 
 
 NASTY = "</text><script>alert(1)</script> & \"q\" 'q' ]]> \x00 \x1b \ud800 日本"

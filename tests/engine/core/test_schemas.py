@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import jsonschema_rs
@@ -176,9 +175,9 @@ def test_work_is_bounded() -> None:
         f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 9} for n in range(20)
     }
     schema = {"$ref": "#/$defs/d0", "$defs": doubling | {"d20": {"type": "string"}}}
-    before = time.process_time()
-    assert clash(declared(schema), declared(schema), Budget()) is None
-    assert time.process_time() - before < 1
+    budget = Budget(total=50_000)
+    assert clash(declared(schema), declared(schema), budget) is None
+    assert budget.renew().spend()  # one question cannot use up what there is for all
 
 
 def test_values_are_judged_by_the_library() -> None:
