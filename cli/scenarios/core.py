@@ -29,6 +29,7 @@ from engine.core.events import Event as CoreEvent
 from engine.core.events import TraceStarted
 from engine.core.failure import Failure
 from engine.core.graph import Graph
+from engine.core.keys import Keys, KeyTaken, key_digest, request_digest
 from engine.core.machine import Began, Command, TimerFired
 from engine.core.machine import Call as Called
 from engine.core.payload import Payload, of_value
@@ -50,7 +51,6 @@ from magicflow.v1.trace_pb2 import Trace
 START = 1_750_000_000_000  # milliseconds since 1970: when every story begins
 BY = "story"
 _REFUSALS = {"NODE_NOT_FOUND": "NOT_FOUND", "PAYLOAD_TOO_LARGE": "INVALID_ARGUMENT"}
-_sorted = msgspec.json.Encoder(order="sorted")
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class CoreWay:
         self._shelf = Shelf()
         self._hands = Hands(self._agenda, story.functions, self._wanted, self._hear)
         self._traces: dict[bytes, _Told] = {}
-        self._keys: dict[tuple[str, str], tuple[bytes, bytes]] = {}
+        self._keys = Keys()
         self._frames = 0
         needed = [grant for document in story.documents for grant in grants_for(document)]
         for grant in needed if story.grants is None else story.grants:
@@ -103,45 +103,38 @@ class CoreWay:
             graph = self._shelf.find(trigger.playbook, snapshot_id)
             value = of_value(trigger.input)
             _check_input(graph, value)
-            known = self._known(trigger, snapshot_id, value)
-        if known:
+            key = key_digest(trigger.playbook, trigger.key) if trigger.key else b""
+            request = request_digest(snapshot_id, value)
+            known = self._known(key, request) if key else None
+        if known is not None:
             return known.hex()
         start_at = self._agenda.now + trigger.start_in if trigger.start_in else 0
         priority = DEFAULT_PRIORITY if trigger.priority is None else trigger.priority
         started = _started(graph, value, self._agenda.now, start_at=start_at, priority=priority)
         trace_id = self._start(started)
-        if trigger.key:
-            request = _request(snapshot_id, value)
-            self._keys[trigger.playbook, trigger.key] = (trace_id, request)
+        if key:
+            self._keys.add(key, trace_id, request, self._agenda.now)
         return trace_id.hex()
 
-    def _known(self, trigger: Trigger, snapshot_id: int, value: Payload) -> bytes:
-        """The trace that the idempotency key has started. Errors: `AlreadyExists`."""
-        if not trigger.key or (trigger.playbook, trigger.key) not in self._keys:
-            return b""
-        trace_id, request = self._keys[trigger.playbook, trigger.key]
-        if request != _request(snapshot_id, value):
-            message = f"this idempotency key started {trace_id.hex()} with another input"
-            raise AlreadyExists(message, reason="IDEMPOTENCY_CONFLICT")
-        return trace_id
+    def _known(self, key: bytes, request: bytes) -> bytes | None:
+        try:
+            return self._keys.find(key, request, self._agenda.now)
+        except KeyTaken as taken:
+            raise AlreadyExists(str(taken), reason="IDEMPOTENCY_CONFLICT") from taken
 
-    def _start(
-        self, started: TraceStarted, rerun: Act | None = None, former: TraceState | None = None
-    ) -> bytes:
+    def _start(self, started: TraceStarted) -> bytes:
+        trace_id = self._mint(started.snapshot_id)
+        return self._begun(*machine.start(self._shelf, trace_id, started, self._agenda.now))
+
+    def _mint(self, snapshot_id: int) -> bytes:
         number = len(self._traces)
-        trace_id = make(self._agenda.now, number, started.snapshot_id % 10, number)
-        outcomes = None
-        if rerun is not None and former is not None:
-            graph = self._shelf.graph(started.snapshot_id)
-            outcomes = outcomes_before(self._shelf, former, graph, rerun.node)
-        state, events = machine.start(self._shelf, trace_id, started, self._agenda.now, outcomes)
-        if rerun is not None:
-            act = steering.Act(Verb.RERUN, BY, rerun.why, rerun.node)
-            events[1:1] = steering.recorded(self._shelf, state, act)
-        self._traces[trace_id] = _Told(state)
+        return make(self._agenda.now, number, snapshot_id % 10, number)
+
+    def _begun(self, state: TraceState, events: list[CoreEvent]) -> bytes:
+        self._traces[state.trace_id] = _Told(state)
         self._record(state, events)
         self._agenda.settle()
-        return trace_id
+        return state.trace_id
 
     async def act(self, trace_id: str, act: Act, snapshot_id: int) -> str:
         told = self._traces[bytes.fromhex(trace_id)]
@@ -169,16 +162,16 @@ class CoreWay:
         patch = None if act.value is ABSENT else of_value(act.value)
         value = former.input if act.node or patch is None else patch
         try:
-            outcomes_before(self._shelf, former, graph, act.node)
+            outcomes = outcomes_before(self._shelf, former, graph, act.node)
         except NoSuchNode as error:
             raise NotFound(str(error), reason="NODE_NOT_FOUND") from error
         _check_input(graph, value)
         started = _started(graph, value, self._agenda.now, priority=former.priority)
-        if act.node:
-            place = graph.by_code[act.node] if patch is not None else -1
-            started = msgspec.structs.replace(started, patched=place, patch=patch)
         started = msgspec.structs.replace(started, rerun_of=former.trace_id)
-        return self._start(started, act, former)
+        again = steering.Act(Verb.RERUN, BY, act.why, act.node, patch)
+        trace_id = self._mint(graph.snapshot_id)
+        now = self._agenda.now
+        return self._begun(*steering.rerun(self._shelf, trace_id, started, again, outcomes, now))
 
     # Time.
 
@@ -324,11 +317,6 @@ def _check_input(graph: Graph, value: Payload) -> None:
     if wrong:
         message = f"the input does not fit the schema of {graph.full_name}: {wrong}"
         raise Invalid(message, reason="INPUT_INVALID")
-
-
-def _request(snapshot_id: int, value: Payload) -> bytes:
-    """What an idempotency key is used for."""
-    return b"%d\n" % snapshot_id + _sorted.encode(msgspec.json.decode(value.data))
 
 
 @contextlib.contextmanager

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
+
+from engine.core.payload import Payload, to_value
 
 RETENTION = 86_400_000  # milliseconds that a key is remembered after the start
 MAX_KEYS = 200_000  # of one partition; further keyed triggers are put off, none is forgotten
+
+_sorted = msgspec.json.Encoder(order="sorted")
+
+
+class KeyTaken(ValueError):
+    """The key has started a trace for another request."""
+
+    def __init__(self, trace_id: bytes) -> None:
+        super().__init__(f"it started {trace_id.hex()} with another input or snapshot")
+        self.trace_id = trace_id
+
+
+def key_digest(playbook: str, key: str) -> bytes:
+    """Sixteen bytes. A key counts per playbook, `app/name`."""
+    return hashlib.sha256(f"{playbook}\n{key}".encode()).digest()[:16]
+
+
+def request_digest(snapshot_id: int, value: Payload) -> bytes:
+    """Sixteen bytes of what a key is used for: the snapshot asked for (0: the active one) and
+    the input. The spelling of JSON makes no difference. Errors: `NotJson`."""
+    data = _sorted.encode(to_value(value)) if value.is_json else value.data
+    head = f"{snapshot_id}\n{value.content_type}\n".encode()
+    return hashlib.sha256(head + data).digest()[:16]
+
 
 Record = tuple[bytes, bytes, bytes, int]  # key, trace, request, when
 
@@ -22,12 +50,15 @@ class Keys(msgspec.Struct, array_like=True):
         self.known[key] = (trace_id, request, at)
         self.fresh.append(key)
 
-    def find(self, key: bytes, at: int) -> tuple[bytes, bytes] | None:
-        """(trace, request) of the start with this key, while it is remembered."""
+    def find(self, key: bytes, request: bytes, at: int) -> bytes | None:
+        """The trace that the key has started for this request, while it is remembered. Errors:
+        `KeyTaken`."""
         found = self.known.get(key)
         if found is None or at - found[2] > RETENTION:
             return None
-        return found[0], found[1]
+        if found[1] != request:
+            raise KeyTaken(found[0])
+        return found[0]
 
     def full(self, at: int) -> bool:
         self._expire(at)

@@ -25,6 +25,7 @@ from engine.core.events import (
     NodeFailed,
     NodeSkipped,
     NodeSucceeded,
+    OperatorActed,
     RoundStarted,
     ScopeKind,
     ScopeOpened,
@@ -130,12 +131,15 @@ def start(
     event: TraceStarted,
     now: int,
     outcomes: Mapping[int, Outcome] | None = None,
+    record: OperatorActed | None = None,
 ) -> tuple[TraceState, list[Event]]:
-    """The first events of a trace; the state is as after them. Nodes in `outcomes` do not run:
-    a rerun takes their outcomes over."""
+    """The first events of a trace; the state is as after them. Of a rerun, `record` says who
+    wanted it, and nodes in `outcomes` do not run: their outcomes are taken over."""
     state = begin(graphs, trace_id, event, now)
     turn = Turn(graphs, state, now, outcomes)
     turn.events.append(event)
+    if record is not None:
+        turn.emit(record)
     if state.live:
         turn.begin_scope(ROOT)
     turn.run()

@@ -6,8 +6,11 @@ the state does not allow is refused with the exact reason, and nothing is record
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec.structs import replace
 
 from engine.core.events import (
     Event,
@@ -15,9 +18,10 @@ from engine.core.events import (
     TracePaused,
     TraceResumed,
     TraceRevived,
+    TraceStarted,
 )
 from engine.core.failure import Code, Failure
-from engine.core.machine import MAX_PAYLOAD, Turn
+from engine.core.machine import MAX_PAYLOAD, Outcome, Turn, start
 from engine.core.payload import NULL, Payload
 from engine.core.places import Place, find
 from engine.core.playbook import Hook
@@ -100,11 +104,21 @@ def steer(graphs: Graphs, state: TraceState, act: Act, now: int) -> list[Event]:
     return turn.events
 
 
-def recorded(graphs: Graphs, state: TraceState, act: Act) -> list[Event]:
-    """The record of an act that changes nothing more."""
-    place = find(graphs, state, act.node) if act.node else None
-    scope, node = place or (ROOT, -1)
-    return [OperatorActed(act.verb, act.by, act.why, node, scope)]
+def rerun(
+    graphs: Graphs,
+    trace_id: bytes,
+    started: TraceStarted,
+    act: Act,
+    outcomes: Mapping[int, Outcome],
+    now: int,
+) -> tuple[TraceState, list[Event]]:
+    """The state and the first events of a trace that begins at a node of another. The act's
+    payload replaces the node's input; `outcomes` are those of `reruns.outcomes_before`."""
+    place = graphs.graph(started.snapshot_id).by_code.get(act.node, -1)
+    if place >= 0 and act.payload is not None:
+        started = replace(started, patched=place, patch=act.payload)
+    record = OperatorActed(act.verb, act.by, act.why, place)
+    return start(graphs, trace_id, started, now, outcomes, record)
 
 
 def retry(graphs: Graphs, ended: TraceState, act: Act, now: int) -> tuple[TraceState, list[Event]]:

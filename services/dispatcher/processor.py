@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import structlog
 
 from engine.bus.port import MAX_FRAME, Bus, Delivery, Fenced, Intake
@@ -38,7 +37,8 @@ from engine.core.journal import (
     snapshots_in,
     snapshots_of,
 )
-from engine.core.machine import Began, Call, Command, Failed, Outcome, Succeeded, TimerFired
+from engine.core.keys import KeyTaken
+from engine.core.machine import Began, Call, Command, Failed, Succeeded, TimerFired
 from engine.core.payload import Payload
 from engine.core.places import find as find_place
 from engine.core.places import path_of
@@ -605,25 +605,30 @@ class Processor:
 
     def _take_keyed(self, turn: _Turn, item: _KeyedStart) -> None:
         trigger, keys = item.trigger, self._state.keys
-        known = keys.find(trigger.key, turn.at)
         answer: Any
-        if known is None and keys.full(turn.at):
-            answer = Exhausted(
-                "too many idempotency keys are remembered", reason="OVERLOADED", retry_after=60.0
-            )
-        elif known is None:
-            self._start(turn, trigger, 0)
-            answer = (trigger.trace_id, False)
-        elif known[1] != trigger.request:
+        try:
+            known = keys.find(trigger.key, trigger.request, turn.at)
+            if known is not None:
+                answer = (known, True)
+            elif keys.full(turn.at):
+                raise Exhausted(
+                    "too many idempotency keys are remembered",
+                    reason="OVERLOADED",
+                    retry_after=60.0,
+                )
+            else:
+                self._start(turn, trigger, 0)
+                answer = (trigger.trace_id, False)
+        except KeyTaken as taken:
             answer = AlreadyExists(
-                f"this idempotency key started {known[0].hex()} with another input or snapshot",
+                f"this idempotency key is taken: {taken}",
                 reason="IDEMPOTENCY_CONFLICT",
                 mend="use a key of its own for each request",
-                metadata={"trace_id": known[0].hex()},
+                metadata={"trace_id": taken.trace_id.hex()},
             )
-        else:
-            answer = (known[0], True)
-        turn.certain |= known is not None
+        except Exhausted as error:
+            answer = error
+        turn.certain = True
         turn.answers.append((item.future, answer))
 
     def _take_starts(self, turn: _Turn) -> None:
@@ -659,22 +664,16 @@ class Processor:
             trigger.priority,
             trigger.key,
             trigger.request,
+            trigger.rerun.of if trigger.rerun is not None else b"",
         )
-        outcomes: dict[int, Outcome] = {}
         rerun = trigger.rerun
-        if rerun is not None:
-            codes = graph.by_code
-            outcomes = {codes[code]: outcome for code, outcome in rerun.outcomes().items()}
-            started = msgspec.structs.replace(
-                started,
-                rerun_of=rerun.of,
-                patched=codes[rerun.node] if rerun.node and rerun.input is not None else -1,
-                patch=rerun.input if rerun.node else None,
-            )
-        trace, events = machine.start(self._graphs, trigger.trace_id, started, turn.at, outcomes)
-        if rerun is not None:
-            events[1:1] = steering.recorded(
-                self._graphs, trace, Act(Verb.RERUN, trigger.by, rerun.why, rerun.node)
+        if rerun is None:
+            trace, events = machine.start(self._graphs, trigger.trace_id, started, turn.at)
+        else:
+            act = Act(Verb.RERUN, trigger.by, rerun.why, rerun.node, rerun.input)
+            outcomes = {graph.by_code[code]: o for code, o in rerun.outcomes().items()}
+            trace, events = steering.rerun(
+                self._graphs, trigger.trace_id, started, act, outcomes, turn.at
             )
         self._state.traces[trigger.trace_id] = trace
         note_start(self._state, trigger.trace_id, started, turn.at)

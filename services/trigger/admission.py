@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 
 import grpc.aio
 import msgspec
@@ -16,7 +15,8 @@ from engine.bus.port import MAX_FRAME, Bus
 from engine.bus.triggers import StartTrace, encode_triggers
 from engine.clock import Clock
 from engine.core.graph import Graph
-from engine.core.payload import NotJson, Payload, to_value
+from engine.core.keys import key_digest, request_digest
+from engine.core.payload import NotJson, Payload
 from engine.core.playbook import DEFAULT_PRIORITY, UNSET
 from engine.core.validation import complaints
 from engine.errors import Denied, FieldViolation, Invalid, Unavailable
@@ -31,7 +31,6 @@ from magicflow.v1.partition_service_pb2 import StartRequest, StartResponse
 APPEND_PATIENCE = 10.0  # seconds
 FRAME_TRIGGERS = 100
 MAX_DELAY = 366 * 86_400_000  # milliseconds
-_sorted = msgspec.json.Encoder(order="sorted")
 
 
 class AppRecord(msgspec.Struct):
@@ -77,8 +76,8 @@ class Admission:
         that does not fit, `Unavailable`.
         """
         self._check_app(playbook.partition("/")[0])
-        digest = _digest(playbook, key) if key else b""
-        request = _request(snapshot_id, value) if key else b""
+        digest = key_digest(playbook, key) if key else b""
+        request = request_digest(snapshot_id, value) if key else b""
         if snapshot_id:
             playbook_id = self._library.playbook_id(playbook)
         else:
@@ -152,20 +151,6 @@ def _check_input(graph: Graph, value: Payload) -> None:
             reason="INPUT_INVALID",
             violations=[FieldViolation(place, "INPUT_INVALID", why) for place, why in found],
         )
-
-
-def _digest(playbook: str, key: str) -> bytes:
-    """Of an idempotency key, which counts per playbook."""
-    return hashlib.sha256(f"{playbook}\n{key}".encode()).digest()[:16]
-
-
-def _request(snapshot_id: int, value: Payload) -> bytes:
-    """Of what a key is used for. The spelling of JSON makes no difference."""
-    data = value.data
-    if value.is_json:
-        data = _sorted.encode(to_value(value))
-    head = f"{snapshot_id}\n{value.content_type}\n".encode()
-    return hashlib.sha256(head + data).digest()[:16]
 
 
 class _Lane:

@@ -6,14 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from engine.bus.memory import MemoryBus, MemorySpace
 from engine.bus.port import Delivery
-from engine.bus.triggers import StartTrace, encode_triggers
+from engine.bus.triggers import Rerun, StartTrace, encode_triggers
 from engine.clock import Clock
+from engine.core import keys as keys_module
+from engine.core.events import OperatorActed
+from engine.core.failure import Failure
+from engine.core.journal import decode_frame
 from engine.core.payload import Payload, of_value
 from engine.core.playbook import Edge, Node, Playbook, Task
+from engine.core.state import dump
+from engine.core.steering import Act, Verb
+from engine.errors import AlreadyExists, Exhausted, NotFound, Unavailable
 from engine.ids import mint
 from engine.snapshots import keys
 from engine.snapshots.library import Library, pack
@@ -248,3 +256,112 @@ async def test_a_payload_that_no_expression_can_read_travels_whole(world: World)
         found = owner.find(trace_id)
         assert found is not None
         assert found.nodes[1].input == binary
+
+
+# Keys, reruns, retries.
+
+KEY, REQUEST = b"k" * 16, b"r" * 16
+
+
+def keyed(request: bytes = REQUEST) -> StartTrace:
+    trace_id = mint(1_000, 1, KEY)
+    return StartTrace(trace_id, 1, 1, of_value(1), 1_000, "me", key=KEY, request=request)
+
+
+@pytest.mark.parametrize("frames", [1, 2_000], ids=["from a checkpoint", "from the log"])
+async def test_a_key_is_known_to_the_next_owner(
+    world: World, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor_module, "CHECKPOINT_FRAMES", frames)
+    first = keyed()
+    async with world.crashing_owner(1) as owner:
+        assert await owner.start(first) == (first.trace_id, False)
+        assert await owner.start(keyed()) == (first.trace_id, True)
+    async with world.owner(2) as owner:
+        assert await owner.start(keyed()) == (first.trace_id, True)
+        with pytest.raises(AlreadyExists) as taken:
+            await owner.start(keyed(b"other"))
+        assert taken.value.metadata["trace_id"] == first.trace_id.hex()
+    async with world.owner(3) as owner:
+        assert await owner.start(keyed()) == (first.trace_id, True)
+
+
+async def test_keys_beyond_the_bound_are_put_off_and_none_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "MAX_KEYS", 1)
+    async with world.owner(1) as owner:
+        first = keyed()
+        await owner.start(first)
+        other = msgspec.structs.replace(keyed(), key=b"o" * 16)
+        with pytest.raises(Exhausted):
+            await owner.start(other)
+        assert await owner.start(keyed()) == (first.trace_id, True)
+
+
+async def test_a_rerun_records_who_wanted_it_and_takes_outcomes_over(world: World) -> None:
+    rerun = Rerun(b"f" * 16, "two", "because", of_value("new"), {"one": of_value("old")}, {})
+    trigger = StartTrace(mint(1_000, 1), 1, 1, of_value(1), 1_000, "ann", rerun=rerun)
+    async with world.owner(1) as owner:
+        await (await world.bus.offer_trigger(0, 5, encode_triggers([trigger])))
+        await world.next_task()
+        assert world.tasks == [("two", 1)]
+        trace = owner.find(trigger.trace_id)
+        assert trace is not None
+        assert (trace.rerun_of, trace.nodes[0].output) == (b"f" * 16, of_value("old"))
+        assert trace.nodes[1].input == of_value("new")
+    log = world.bus.partition_log(0)
+    frames = [decode_frame(data) async for _, data in log.read(0, await log.last())]
+    acts = [
+        event
+        for frame in frames
+        for entry in frame.entries
+        for event in entry.events
+        if isinstance(event, OperatorActed)
+    ]
+    assert acts == [OperatorActed(Verb.RERUN, "ann", "because", 1)]
+
+
+async def test_an_ended_trace_runs_again_at_an_owner_that_never_knew_it(world: World) -> None:
+    act = Act(Verb.RETRY, "ann")
+    async with world.owner(1) as owner:
+        trace_id = await world.trigger()
+        await world.next_task()
+        lost = Result(trace_id, "one", 1, None, Failure("BOOM"), b"", "w", 1)
+        assert await owner.deliver([lost]) == [True]
+        ended = owner.find(trace_id)
+        assert ended is not None
+        former = dump(ended)
+    async with world.owner(2) as owner:
+        with pytest.raises(NotFound):
+            await owner.operate(trace_id, act)
+        await owner.operate(trace_id, act, former)
+        await world.next_task()
+        assert world.tasks[-1] == ("one", 2)
+    async with world.owner(3) as owner:  # the log alone knows that it runs
+        again = owner.find(trace_id)
+        assert again is not None
+        assert again.nodes[0].attempt == 2
+
+
+async def test_what_is_refused_is_certain_only_to_the_owner(world: World) -> None:
+    """A deposed owner must not say that a result is superseded, or that nothing is owed."""
+    async with world.crashing_owner(1) as deposed:
+        trace_id = await world.trigger()
+        await world.next_task()
+        async with world.owner(2):
+            stale = Result(trace_id, "one", 9, of_value(1), None, b"", "w", 1)
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(deposed.deliver([stale]), 5)
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(deposed.owed([(trace_id, "one", 9)]), 5)
+
+
+async def test_an_owner_whose_cancellation_is_lost_lets_go_all_the_same(world: World) -> None:
+    processor = Processor(0, 1, world.bus, world.library, Clock())
+    await processor.recover()
+    running = asyncio.create_task(processor.run())
+    await asyncio.sleep(0)
+    processor.abandon()
+    with pytest.raises(Deposed):
+        await asyncio.wait_for(running, 5)

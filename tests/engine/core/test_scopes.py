@@ -7,6 +7,7 @@ import pytest
 
 from engine.core import machine
 from engine.core.effects import Cancel, Lookup, TimerKind, Wake, effects_of, owed
+from engine.core.events import AttemptBegan
 from engine.core.failure import Failure
 from engine.core.places import find, path_of
 from engine.core.status import NodeStatus, TraceStatus
@@ -174,3 +175,29 @@ def test_every_path_leads_back_to_its_place() -> None:
         "pay" + ":compensate" * 5_000,
     ):
         assert find(trace.graphs, trace.state, wrong) is None
+
+
+QUEUED = "nodes: {a: {task: f, queue_timeout: 2s, retry: {attempts: 2, backoff: 1s}}}"
+
+
+def test_a_task_that_no_worker_begins_in_time_is_given_up_and_tried_again() -> None:
+    trace = Trace(QUEUED)
+    trace.fires(TimerKind.QUEUE, "a", 1)
+    assert trace.now == START + 2_000
+    trace.fires(TimerKind.RETRY, "a", 1)
+    trace.fires(TimerKind.QUEUE, "a", 2)
+    assert trace.status("a") is NodeStatus.TIMED_OUT
+    assert trace.failure.code == "QUEUE_TIMEOUT"
+
+
+def test_a_task_that_has_begun_is_not_given_up_for_waiting() -> None:
+    trace = Trace(QUEUED)
+    [event] = trace.decide(machine.Began(0, 0, 1, "worker-1"))
+    assert trace.decide(machine.Began(0, 0, 1, "worker-1")) == []  # told twice
+    trace.now = START + 9_000
+    assert trace.fires(TimerKind.QUEUE, "a", 1) == []
+    assert not [e for e in owed(trace.graphs, trace.state)
+                if isinstance(e, Wake) and e.kind is TimerKind.QUEUE]  # fmt: skip
+    other = Trace("nodes: {a: {task: f}}")
+    assert other.decide(machine.Began(0, 0, 1, "worker-1")) == []  # nothing depends on it
+    assert isinstance(event, AttemptBegan)
