@@ -61,10 +61,14 @@ async def validate(
     """Check a playbook; every finding with its place. Ends with 3 if it has an error."""
     text = read_document(file)
     if offline:
+        from engine.core.checks.types import Nothing, check_types
         from engine.document.examine import examine_text
         from engine.wire.playbooks import finding_message
 
-        findings = [finding_message(finding) for finding in examine_text(text).findings]
+        examined = examine_text(text)
+        if examined.playbook is not None:
+            examined = examined.adding(check_types(examined.playbook, Nothing()))
+        findings = [finding_message(finding) for finding in examined.findings]
     else:
         async with magicflow.Client() as client:
             findings = await client.validate(text, strict=strict)

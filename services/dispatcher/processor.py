@@ -359,6 +359,8 @@ class Processor:
             if ended is None:
                 ended = recent[0] if recent is not None else load(former) if former else None
             if ended is not None:
+                if ended.trace_id != trace_id:
+                    raise Invalid("the state is another trace's")
                 await self._load(ended)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._push(_Operation(trace_id, act, future, ended), future)

@@ -41,6 +41,16 @@ def check_types(playbook: Playbook, known: Known) -> list[Finding]:
     return list(dict.fromkeys(places.findings(playbook)))
 
 
+class Nothing:
+    """Knows no function and no playbook: what can be said of a playbook alone."""
+
+    def function(self, name: str) -> Signature | None:
+        return None
+
+    def playbook(self, name: str, snapshot_id: int) -> Signature | None:
+        return None
+
+
 class _Places:
     """Every place of a playbook that holds a mapping or an expression."""
 
