@@ -38,9 +38,9 @@ from magicflow.v1.task_pb2 import (
 from magicflow.v1.worker_pb2 import Command, CommandReceipt, TaskProgress, Worker, WorkerHello
 from services.dispatcher.feeds import Feed, HeldTask, Holding, Recheck, key_of
 from services.dispatcher.lanes import Began, FindOwner, Lane
-from services.dispatcher.processor import Result
 from services.dispatcher.roster import Roster
 from services.dispatcher.sessions import Session, TaskKey
+from services.dispatcher.turns import Result
 
 MAX_SLOTS = 10_000
 WATCH_EVERY = 0.25  # seconds between looks at silent workers and tasks

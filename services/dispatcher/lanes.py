@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from engine.errors import MagicflowError
-from services.dispatcher.processor import Result
+from services.dispatcher.turns import Result
 
 Began = tuple[bytes, str, int, str, int]  # trace, node, attempt, worker, milliseconds
 

@@ -13,7 +13,8 @@ from magicflow.v1.partition_service_pb2 import DeliverRequest, OwedRequest
 from magicflow.v1.task_pb2 import RESULT_VERDICT_ACCEPTED, Task, TaskId, TaskResult
 from services.dispatcher.lanes import Began, Owner
 from services.dispatcher.ownership import Ownership
-from services.dispatcher.processor import Processor, Result
+from services.dispatcher.processor import Processor
+from services.dispatcher.turns import Result
 
 
 class LocalOwner:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -21,8 +20,8 @@ from engine.bus.port import MAX_FRAME, Bus, Delivery, Fenced, Intake
 from engine.bus.triggers import StartTrace, decode_triggers
 from engine.clock import Clock
 from engine.core import machine, steering
-from engine.core.effects import Cancel, Dispatch, Effect, Lookup, Notify, Wake, effects_of, owed
-from engine.core.events import Event, TraceEnded, TraceRevived, TraceStarted
+from engine.core.effects import Cancel, Dispatch, Lookup, Notify, Wake, effects_of, owed
+from engine.core.events import Event, TraceEnded, TraceStarted
 from engine.core.failure import Failure
 from engine.core.journal import (
     VERSION,
@@ -39,7 +38,6 @@ from engine.core.journal import (
 )
 from engine.core.keys import KeyTaken
 from engine.core.machine import Began, Call, Command, Failed, Succeeded, TimerFired
-from engine.core.payload import Payload
 from engine.core.places import find as find_place
 from engine.core.places import path_of
 from engine.core.playbook import Subplaybook
@@ -59,8 +57,22 @@ from engine.snapshots.library import Library
 from engine.wire.traces import outcome_message, task_message
 from magicflow.v1.task_pb2 import Task, TaskId
 from services.dispatcher.checkpoints import Checkpoints
+from services.dispatcher.ended import Ended
 from services.dispatcher.outbox import Outbox
 from services.dispatcher.timers import Timers
+from services.dispatcher.turns import (
+    Flight,
+    KeyedStart,
+    Note,
+    Operation,
+    Probe,
+    Result,
+    Results,
+    Starts,
+    Turn,
+    pieces_of,
+    weight_of,
+)
 
 IN_FLIGHT = 2  # frames; more would only make them smaller
 TURN_ITEMS = 2_000  # results or operations in one turn
@@ -69,89 +81,7 @@ STARTS_WAITING = 2_000  # traces taken from the queue and not started yet
 CHECKPOINT_FRAMES = 2_000
 CHECKPOINT_BYTES = 16 << 20
 HANDOVER_PATIENCE = 5.0  # seconds until the bus must have every task frame
-RECENT_OUTCOMES = 20_000
-RECENT_BYTES = 32 << 20
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A worker's word on one attempt; `output` or `failure` is set."""
-
-    trace_id: bytes
-    node: str
-    attempt: int
-    output: Payload | None
-    failure: Failure | None
-    env: bytes
-    worker: str
-    began_at: int
-
-
-@dataclass(slots=True)
-class _Results:
-    items: Sequence[Result]
-    future: asyncio.Future[list[bool]]
-
-
-@dataclass(slots=True)
-class _Operation:
-    """`former` is the state of an ended trace that shall run again."""
-
-    trace_id: bytes
-    act: Act
-    future: asyncio.Future[None]
-    former: TraceState | None = None
-
-
-@dataclass(slots=True)
-class _Note:
-    """A command of the owner's own making, that nobody waits for."""
-
-    trace_id: bytes
-    command: Command
-
-
-@dataclass(slots=True)
-class _Probe:
-    """Asks the log whether this is the owner still."""
-
-    future: asyncio.Future[None]
-
-
-@dataclass(slots=True)
-class _KeyedStart:
-    trigger: StartTrace
-    future: asyncio.Future[tuple[bytes, bool]]
-
-
-@dataclass(slots=True)
-class _Starts:
-    delivery: Delivery
-    triggers: list[StartTrace]
-
-
-@dataclass(slots=True)
-class _Turn:
-    """What one turn gathers. `effects` keep the order of their events."""
-
-    at: int
-    entries: dict[bytes, Entry] = field(default_factory=dict)
-    effects: list[tuple[bytes, TraceState, Effect]] = field(default_factory=list)
-    answers: list[tuple[asyncio.Future[Any], Any]] = field(default_factory=list)
-    deliveries: list[Delivery] = field(default_factory=list)
-    weight: int = 0
-    certain: bool = False  # answers rest on this being the owner still: only the log can tell
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A frame on its way to the disk, and what waits for it."""
-
-    future: asyncio.Future[int] | None
-    turn: _Turn
-    size: int
-    number: int = -1
 
 
 class Deposed(Exception):
@@ -176,12 +106,12 @@ class Processor:
         self._timers = Timers()
         self._tail = 0
         self._number = 0
-        self._arrived: deque[_Results | _Operation | _Note | _KeyedStart | _Probe] = deque()
+        self._arrived: deque[Results | Operation | Note | KeyedStart | Probe] = deque()
         self._lookups: set[asyncio.Task[None]] = set()
-        self._starts: deque[_Starts] = deque()
+        self._starts: deque[Starts] = deque()
         self._starts_waiting = 0
         self._intake: Intake | None = None
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         self._wake = asyncio.Event()
         self._landed = asyncio.Event()
         self._stopping = False
@@ -195,9 +125,7 @@ class Processor:
         self._dispatched_to = ""  # the task queue that has everything that was let out
         self._stop_hearing: Callable[[], None] = lambda: None
         self._running: dict[bytes, dict[tuple[int, int, int], tuple[str, int]]] = {}
-        self._recent: OrderedDict[bytes, tuple[TraceState, int]] = OrderedDict()
-        self._recent_bytes = 0
-        self._ending: dict[bytes, TraceState] = {}  # decided, not committed yet
+        self._recent = Ended()
         self.projected = 0  # what the projection has taken; set by the owner of this object
 
     # Before and after.
@@ -273,7 +201,7 @@ class Processor:
 
     async def _let_out_owed(self, again: bool) -> None:
         """Timers always; dispatches unless the clean owner before has left them on the bus."""
-        turn = _Turn(self._clock.now())
+        turn = Turn(self._clock.now())
         for trace_id, trace in list(self._state.traces.items()):
             for effect in owed(self._graphs, trace):
                 if again or not isinstance(effect, Dispatch):
@@ -342,7 +270,7 @@ class Processor:
         """The future says for each result whether it was accepted, once that is committed.
         Errors in the future: `Unavailable` when the partition was lost first."""
         future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
-        self._push(_Results(results, future), future)
+        self._push(Results(results, future), future)
         return future
 
     async def operate(self, trace_id: bytes, act: Act, former: bytes = b"") -> None:
@@ -354,16 +282,13 @@ class Processor:
         """
         ended: TraceState | None = None
         if act.verb is Verb.RETRY and trace_id not in self._state.traces:
-            recent = self._recent.get(trace_id)
-            ended = self._ending.get(trace_id)
-            if ended is None:
-                ended = recent[0] if recent is not None else load(former) if former else None
+            ended = self._recent.find(trace_id) or (load(former) if former else None)
             if ended is not None:
                 if ended.trace_id != trace_id:
                     raise Invalid("the state is another trace's")
                 await self._load(ended)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._push(_Operation(trace_id, act, future, ended), future)
+        self._push(Operation(trace_id, act, future, ended), future)
         await future
 
     async def start(self, trigger: StartTrace) -> tuple[bytes, bool]:
@@ -375,11 +300,11 @@ class Processor:
         """
         await self._graphs.load(trigger.playbook_id, trigger.snapshot_id)
         future: asyncio.Future[tuple[bytes, bool]] = asyncio.get_running_loop().create_future()
-        self._push(_KeyedStart(trigger, future), future)
+        self._push(KeyedStart(trigger, future), future)
         return await future
 
     def _push(
-        self, item: _Results | _Operation | _KeyedStart | _Probe, future: asyncio.Future[Any]
+        self, item: Results | Operation | KeyedStart | Probe, future: asyncio.Future[Any]
     ) -> None:
         if self._ended is not None:
             future.set_exception(_lost(self.partition))
@@ -389,7 +314,7 @@ class Processor:
 
     def _note(self, trace_id: bytes, command: Command) -> None:
         if self._ended is None:
-            self._arrived.append(_Note(trace_id, command))
+            self._arrived.append(Note(trace_id, command))
             self._wake.set()
 
     async def owed(self, tasks: Sequence[tuple[bytes, str, int]]) -> list[bool]:
@@ -397,7 +322,7 @@ class Processor:
         wanted = [self._is_owed(*task) for task in tasks]
         if not all(wanted):  # a deposed owner may not say so
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._push(_Probe(future), future)
+            self._push(Probe(future), future)
             await future
         return wanted
 
@@ -435,18 +360,14 @@ class Processor:
         if not self._flights:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        turn = _Turn(self._clock.now(), answers=[(future, None)])
-        self._flights.append(_Flight(None, turn, 0))
+        turn = Turn(self._clock.now(), answers=[(future, None)])
+        self._flights.append(Flight(None, turn, 0))
         await future
 
     def find(self, trace_id: bytes) -> TraceState | None:
         """A live trace, or one that ended a short while ago. It may be ahead of the log: whoever
         tells others of it waits for `committed` after looking."""
-        trace = self._state.traces.get(trace_id) or self._ending.get(trace_id)
-        if trace is not None:
-            return trace
-        recent = self._recent.get(trace_id)
-        return recent[0] if recent is not None else None
+        return self._state.traces.get(trace_id) or self._recent.find(trace_id)
 
     async def _delivered(self, delivery: Delivery) -> None:
         try:
@@ -465,7 +386,7 @@ class Processor:
                 await delivery.ack()
             return
         self._starts_waiting += len(triggers)
-        self._starts.append(_Starts(delivery, triggers))
+        self._starts.append(Starts(delivery, triggers))
         self._wake.set()
 
     def _room(self) -> int:
@@ -499,7 +420,7 @@ class Processor:
             self._dispatched_to = await self._bus.tasks_identity()
             await self._let_out_owed(again=True)
             return
-        turn = _Turn(now)
+        turn = Turn(now)
         self._take_timers(turn)
         self._take_arrived(turn)
         if not self._stopping:
@@ -523,29 +444,29 @@ class Processor:
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
 
-    def _take_timers(self, turn: _Turn) -> None:
+    def _take_timers(self, turn: Turn) -> None:
         for trace_id, wake in self._timers.due(turn.at, TURN_ITEMS):
             trace = self._state.traces.get(trace_id)
             if trace is not None:
                 command = TimerFired(wake.kind, wake.scope, wake.node, wake.attempt)
                 self._decide(turn, trace, command)
 
-    def _take_arrived(self, turn: _Turn) -> None:
+    def _take_arrived(self, turn: Turn) -> None:
         count = 0
         while self._arrived and count < TURN_ITEMS and turn.weight < MAX_FRAME:
             item = self._arrived.popleft()
-            if isinstance(item, _Results):
+            if isinstance(item, Results):
                 count += len(item.items)
                 accepted = [self._take_result(turn, result) for result in item.items]
                 turn.certain |= not all(accepted)
                 turn.answers.append((item.future, accepted))
                 continue
             count += 1
-            if isinstance(item, _Operation):
+            if isinstance(item, Operation):
                 self._take_operation(turn, item)
-            elif isinstance(item, _KeyedStart):
+            elif isinstance(item, KeyedStart):
                 self._take_keyed(turn, item)
-            elif isinstance(item, _Probe):
+            elif isinstance(item, Probe):
                 turn.certain = True
                 turn.answers.append((item.future, None))
             else:
@@ -553,7 +474,7 @@ class Processor:
                 if trace is not None:
                     self._decide(turn, trace, item.command)
 
-    def _take_result(self, turn: _Turn, result: Result) -> bool:
+    def _take_result(self, turn: Turn, result: Result) -> bool:
         trace = self._state.traces.get(result.trace_id)
         if trace is None:
             return False
@@ -575,7 +496,7 @@ class Processor:
             )
         return self._decide(turn, trace, command)
 
-    def _take_operation(self, turn: _Turn, item: _Operation) -> None:
+    def _take_operation(self, turn: Turn, item: Operation) -> None:
         trace = self._state.traces.get(item.trace_id)
         try:
             if trace is not None:
@@ -594,18 +515,17 @@ class Processor:
         else:
             turn.answers.append((item.future, None))
 
-    def _revive(self, turn: _Turn, item: _Operation, former: TraceState) -> None:
+    def _revive(self, turn: Turn, item: Operation, former: TraceState) -> None:
         trace, events = steering.retry(self._graphs, former, item.act, turn.at)
-        size = _weight(events[0])
+        size = weight_of(events[0])
         if size > 4 * MAX_FRAME:
             message = f"the trace's state has {size} bytes; {4 * MAX_FRAME} can be revived"
             raise Refused("TRACE_STATE", message, "rerun it from a node instead")
-        self._recent.pop(item.trace_id, None)
-        self._ending.pop(item.trace_id, None)
+        self._recent.forget(item.trace_id)
         self._state.traces[item.trace_id] = trace
         self._record(turn, trace, events)
 
-    def _take_keyed(self, turn: _Turn, item: _KeyedStart) -> None:
+    def _take_keyed(self, turn: Turn, item: KeyedStart) -> None:
         trigger, keys = item.trigger, self._state.keys
         answer: Any
         try:
@@ -633,7 +553,7 @@ class Processor:
         turn.certain = True
         turn.answers.append((item.future, answer))
 
-    def _take_starts(self, turn: _Turn) -> None:
+    def _take_starts(self, turn: Turn) -> None:
         count = 0
         while self._starts and count < TURN_STARTS and turn.weight < MAX_FRAME:
             starts = self._starts.popleft()
@@ -649,7 +569,7 @@ class Processor:
                 self._start(turn, trigger, sequence if last else 0)
                 count += 1
 
-    def _start(self, turn: _Turn, trigger: StartTrace, sequence: int) -> None:
+    def _start(self, turn: Turn, trigger: StartTrace, sequence: int) -> None:
         if trigger.trace_id in self._state.traces:
             return
         graph = self._graphs.graph(trigger.snapshot_id)
@@ -681,12 +601,12 @@ class Processor:
         note_start(self._state, trigger.trace_id, started, turn.at)
         self._record(turn, trace, events)
 
-    def _decide(self, turn: _Turn, trace: TraceState, command: Command) -> bool:
+    def _decide(self, turn: Turn, trace: TraceState, command: Command) -> bool:
         events = machine.decide(self._graphs, trace, command, turn.at)
         self._record(turn, trace, events)
         return bool(events)
 
-    def _record(self, turn: _Turn, trace: TraceState, events: list[Event]) -> None:
+    def _record(self, turn: Turn, trace: TraceState, events: list[Event]) -> None:
         if not events:
             return
         trace_id = trace.trace_id
@@ -696,27 +616,27 @@ class Processor:
         else:
             entry.events.extend(events)
         for event in events:
-            turn.weight += _weight(event)
+            turn.weight += weight_of(event)
             for effect in effects_of(self._graphs, trace, event):
                 turn.effects.append((trace_id, trace, effect))
         if isinstance(events[-1], TraceEnded):
             del self._state.traces[trace_id]
-            self._ending[trace_id] = trace
+            self._recent.decided(trace)
             self._running.pop(trace_id, None)
 
     # The commit.
 
-    async def _queue(self, turn: _Turn) -> None:
+    async def _queue(self, turn: Turn) -> None:
         if turn.entries or turn.certain:
             await self._append(turn)
         elif self._flights:
             # What the turn lets out may rest on a frame in flight: it goes out after it.
-            self._flights.append(_Flight(None, turn, 0))
+            self._flights.append(Flight(None, turn, 0))
         else:
             await self._release(turn)
 
-    async def _append(self, turn: _Turn) -> None:
-        for piece, final in _pieces(list(turn.entries.values())):
+    async def _append(self, turn: Turn) -> None:
+        for piece, final in pieces_of(list(turn.entries.values())):
             frame = Frame(
                 VERSION,
                 self.partition,
@@ -729,8 +649,8 @@ class Processor:
             data = encode_frame(frame)
             future = await self._log.append(data, self._tail)
             # What a cut turn owes waits for its last piece.
-            released = turn if final else _Turn(turn.at)
-            self._flights.append(_Flight(future, released, len(data), self._number))
+            released = turn if final else Turn(turn.at)
+            self._flights.append(Flight(future, released, len(data), self._number))
             self._tail += 1
             self._number += 1
         raise_floor(self._state, self._floor)
@@ -764,7 +684,7 @@ class Processor:
         self._wake.set()
         self._landed.set()
 
-    async def _release(self, turn: _Turn) -> None:
+    async def _release(self, turn: Turn) -> None:
         tasks: list[Task] = []
         cancels: list[TaskId] = []
         outcomes: list[tuple[bytes, bytes]] = []
@@ -823,30 +743,13 @@ class Processor:
 
     def _outcome(self, trace: TraceState) -> bytes:
         outcome = outcome_message(trace).SerializeToString()
-        self._remember(trace, len(outcome))
+        self._recent.committed(trace, len(outcome))
         return outcome
-
-    def _remember(self, trace: TraceState, size: int) -> None:
-        if self._ending.get(trace.trace_id) is trace:
-            del self._ending[trace.trace_id]
-        if trace.trace_id in self._state.traces:
-            return  # it runs again already
-        weight = size + sum(
-            len(node.output.data)
-            for scope in trace.scopes
-            for node in scope.nodes
-            if node.output is not None
-        )
-        self._recent[trace.trace_id] = (trace, weight)
-        self._recent_bytes += weight
-        while len(self._recent) > RECENT_OUTCOMES or self._recent_bytes > RECENT_BYTES:
-            _, (_, freed) = self._recent.popitem(last=False)
-            self._recent_bytes -= freed
 
     def _refuse_all(self) -> None:
         """The partition is lost: whoever waits asks its next owner."""
         waiting = [answer for flight in self._flights for answer in flight.turn.answers]
-        waiting += [(item.future, None) for item in self._arrived if not isinstance(item, _Note)]
+        waiting += [(item.future, None) for item in self._arrived if not isinstance(item, Note)]
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(_lost(self.partition))
@@ -896,13 +799,6 @@ class Processor:
         return wake.node < 0 or not trace.scopes[wake.scope].nodes[wake.node].status.settled
 
 
-def _weight(event: Event) -> int:
-    """About how many bytes the event has in a frame."""
-    payload = getattr(event, "input", None) or getattr(event, "output", None)
-    weight = 64 + (len(payload.data) if payload is not None else 0)
-    return weight + len(event.state) if isinstance(event, TraceRevived) else weight
-
-
 _REFUSALS: dict[str, type[MagicflowError]] = {
     "NODE_NOT_FOUND": NotFound,
     "PAYLOAD_TOO_LARGE": Invalid,
@@ -912,26 +808,6 @@ _REFUSALS: dict[str, type[MagicflowError]] = {
 def _refusal(refused: Refused) -> MagicflowError:
     kind = _REFUSALS.get(refused.reason, WrongState)
     return kind(refused.message, reason=refused.reason, mend=refused.mend)
-
-
-def _pieces(entries: list[Entry]) -> list[tuple[list[Entry], bool]]:
-    """The entries in frames of bounded size. An entry too large for one frame is cut between
-    its events; `machine.resume` mends a trace whose later piece never came."""
-    pieces: list[list[Entry]] = [[]]
-    weight = 0
-    for entry in entries:
-        current: Entry | None = None
-        for event in entry.events:
-            heavy = _weight(event)
-            if weight and weight + heavy > 4 * MAX_FRAME:
-                pieces.append([])
-                weight, current = 0, None
-            if current is None:
-                current = Entry(entry.trace_id, [])
-                pieces[-1].append(current)
-            current.events.append(event)
-            weight += heavy
-    return [(piece, place == len(pieces) - 1) for place, piece in enumerate(pieces)]
 
 
 def _lost(partition: int) -> Unavailable:

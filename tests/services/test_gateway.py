@@ -17,9 +17,9 @@ from magicflow.v1.task_pb2 import Task, TaskFrame, TaskId, TaskResult
 from magicflow.v1.worker_pb2 import Function, TaskProgress, WorkerHello
 from services.dispatcher.gateway import Gateway
 from services.dispatcher.lanes import Began, Owner
-from services.dispatcher.processor import Result
 from services.dispatcher.roster import Roster
 from services.dispatcher.sessions import Session
+from services.dispatcher.turns import Result
 
 PARTITIONS = 4
 

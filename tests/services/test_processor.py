@@ -28,7 +28,8 @@ from engine.snapshots.library import Library, pack
 from engine.snapshots.memory import MemorySnapshots
 from magicflow.v1.task_pb2 import TaskFrame
 from services.dispatcher import processor as processor_module
-from services.dispatcher.processor import Deposed, Processor, Result
+from services.dispatcher.processor import Deposed, Processor
+from services.dispatcher.turns import Result
 
 CHAIN = Playbook(
     "p", "a", (Node("one", Task("a/f")), Node("two", Task("a/f"))), (Edge("one", "two"),)
