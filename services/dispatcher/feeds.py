@@ -7,6 +7,7 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import structlog
 
@@ -193,7 +194,7 @@ class Feed:
             if held is None:
                 held = HeldTask(task, frame, self)
                 self.holding.tasks[key_of(task)] = held
-                self._line_up(held)
+                self.line_up(held)
             else:
                 former.append(held.frame)
                 held.frame = frame
@@ -206,11 +207,18 @@ class Feed:
         for frame in self.frames:
             frame.void = True
 
-    def _line_up(self, held: HeldTask) -> None:
-        """Behind those of its priority and of higher ones."""
+    def line_up(self, held: HeldTask) -> None:
+        """Behind those of its priority and of higher ones: `waiting` is in that order."""
         priority, place = held.task.priority, len(self.waiting)
         while place and self.waiting[place - 1].task.priority < priority:
             place -= 1
+        self.waiting.insert(place, held)
+
+    def _line_up_first(self, held: HeldTask) -> None:
+        """Before those of its priority: it has been waiting for longer."""
+        priority, place = held.task.priority, 0
+        while place < len(self.waiting) and self.waiting[place].task.priority > priority:
+            place += 1
         self.waiting.insert(place, held)
 
     async def pump(self) -> None:
@@ -237,7 +245,9 @@ class Feed:
         try:
             await self.give_back(waiting)
         except (Unavailable, TimeoutError):
-            self.waiting.extend(held for held in waiting if not held.done)
+            for held in waiting:
+                if not held.done:
+                    self.line_up(held)
 
     def _free(self) -> Session | None:
         """The next worker in turn that has a free slot and takes this function."""
@@ -266,7 +276,8 @@ class Feed:
             for session in self.sessions
             if self.function not in session.paused
         )
-        wanted = free - sum(1 for held in self.waiting if held.task.priority >= priority)
+        before = takewhile(lambda held: held.task.priority >= priority, self.waiting)
+        wanted = free - sum(1 for _ in before)
         if wanted <= 0:
             return 0
         return min(MAX_FRAMES_ASKED, max(1, int(wanted / self._per_frame)))
@@ -275,7 +286,7 @@ class Feed:
         """The worker is gone or gave the task back: somebody else shall have it."""
         held.session = None
         if self.sessions:
-            self.waiting.appendleft(held)
+            self._line_up_first(held)
         else:
             await self.give_back([held])
 

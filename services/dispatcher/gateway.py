@@ -192,7 +192,7 @@ class Gateway:
             await held.feed.reclaim(held)
         except (Unavailable, TimeoutError):
             # The bus gives the frame to somebody else when our time on it runs out.
-            held.feed.waiting.append(held)
+            held.feed.line_up(held)
 
     async def _feed(self, function: str) -> Feed:
         async with self._opening[function]:
