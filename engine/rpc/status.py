@@ -71,14 +71,28 @@ def describe(violation: FieldViolation) -> str:
 
 
 def from_call(error: grpc.aio.AioRpcError) -> MagicflowError:
-    """The error that another service answered with."""
+    """The error that another service answered with, as whole as it was raised there."""
     kind = _CLASSES.get(error.code(), errors.Unavailable)
-    reason = ""
+    message = error.details() or str(error.code())
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            status = status_pb2.Status.FromString(value)
-            for detail in status.details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info):
-                    reason = info.reason
-    return kind(error.details() or str(error.code()), reason=reason or None)
+            return _whole(kind, message, status_pb2.Status.FromString(value))
+    return kind(message)
+
+
+def _whole(kind: type[MagicflowError], message: str, status: status_pb2.Status) -> MagicflowError:
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    retry_after: float | None = None
+    for detail in status.details:
+        if not (detail.Unpack(info) or detail.Unpack(bad)) and detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToMilliseconds() / 1_000
+    metadata = dict(info.metadata)
+    return kind(
+        message,
+        reason=info.reason or None,
+        violations=[FieldViolation(v.field, v.reason, v.description) for v in bad.field_violations],
+        mend=metadata.pop("mend", ""),
+        metadata=metadata,
+        retry_after=retry_after,
+    )

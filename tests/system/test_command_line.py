@@ -351,3 +351,64 @@ async def test_a_second_start_goes_on_where_the_first_one_was(tmp_path: Path) ->
     worker.stop()
     await asyncio.wait_for(serving, 10)
     await asyncio.to_thread(made.program.stop)
+
+
+STEERED = """
+playbook: steered
+app: shop
+nodes:
+  first:  {hook: {}}
+  second: {hook: {}}
+  end:    {nop: {}}
+edges:
+  - {from: first, to: second}
+  - {from: second, to: end}
+"""
+
+
+def test_a_trace_is_steered_from_the_command_line(dev: Dev) -> None:
+    assert dev.magicflow("playbook", "publish", dev.write("s.yaml", STEERED), "--switch").stdout
+
+    def trace(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return dev.magicflow("trace", verb, *arguments)
+
+    started = dev.magicflow("trigger", "shop/steered", "--key", "k", "--priority", "8")
+    trace_id = started.stdout.strip()
+    again = dev.magicflow("trigger", "shop/steered", "--key", "k")
+    assert again.stdout.strip() == trace_id
+    taken = dev.magicflow("trigger", "shop/steered", "--key", "k", "-i", "1")
+    assert "IDEMPOTENCY_CONFLICT" in taken.stderr
+    assert "use a key of its own" in taken.stderr  # what the owner says comes through the mesh
+
+    assert "paused" in trace("pause", trace_id, "--why", "look").stdout
+    assert "paused already" in trace("pause", trace_id).stderr
+    assert trace("resume", trace_id).returncode == 0
+    assert trace("signal", trace_id, "first", "--payload", '{"by": "Bob"}').returncode == 0
+    assert "NODE_STATE" in trace("signal", trace_id, "first").stderr
+    assert "NODE_NOT_FOUND" in trace("complete", trace_id, "nowhere").stderr
+    assert (
+        trace("fail", trace_id, "second", "--code", "STUCK", "--why", "no answer").returncode == 0
+    )
+    shown = json.loads(trace("show", trace_id, "--json").stdout)
+    assert (shown["status"], shown["failure"]["code"]) == ("TRACE_STATUS_FAILED", "STUCK")
+
+    assert trace("retry", trace_id, "--node", "second").returncode == 0
+    assert trace("signal", trace_id, "second").returncode == 0
+    shown = json.loads(trace("show", trace_id, "--json").stdout)
+    assert shown["status"] == "TRACE_STATUS_SUCCEEDED"
+    refused = trace("retry", trace_id)
+    assert "TRACE_STATE" in refused.stderr
+    assert "rerun it" in refused.stderr
+
+    other = trace("rerun", trace_id, "second", "--input", '"new"', "--why", "once more").stdout
+    assert trace("complete", other.strip(), "second", "--output", "5").returncode == 0
+    third = trace("rerun", trace_id).stdout.strip()
+    assert trace("skip", third, "first").returncode == 0
+    assert trace("abort", third).returncode != 0  # everything behind it was skipped: it has ended
+    events = json.loads(trace("events", trace_id, "--json").stdout)
+    acts = [event["operator_acted"] for event in events if "operator_acted" in event]
+    assert [act["verb"] for act in acts] == ["pause", "resume", "signal", "fail", "retry", "signal"]
+    assert (acts[0]["why"], acts[3]["why"]) == ("look", "no answer")
+    svg = dev.directory / "t.svg"
+    assert trace("show", trace_id, "--svg", str(svg)).returncode == 0
+    assert "<svg" in svg.read_text()
