@@ -11,7 +11,7 @@ from typing import Any
 
 from cli.scenarios.agenda import Agenda
 from engine.core.failure import Code, Failure
-from engine.core.machine import Began, Command, Failed, Succeeded
+from engine.core.machine import Began, Command, Failed, Lost, Succeeded
 from engine.core.payload import Payload, of_value
 from magicflow.conformance import Call, Crashes, Fails, Plan, Returns, plan
 
@@ -108,12 +108,13 @@ class Hands:
                 self._tell(job, _success(job, returns, began_at))
 
     def _crash(self) -> None:
-        """Every task that the process had goes to the next one."""
+        """Every task that the process had is lost, and comes to the next one unless the core
+        thinks better of it."""
         self._lives += 1
         self._ready_at = self._agenda.now + RESTART
         lost, self._at_work = self._at_work, []
         for job in lost:
-            self.give(job)
+            self._tell(job, Lost(job.scope, job.node, job.attempt, WORKER, self._agenda.now))
 
 
 def _signs_of_life(now: int, the_plan: Plan) -> Iterator[int]:

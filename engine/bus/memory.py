@@ -4,12 +4,13 @@ connection to it."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from engine.bus import subjects
-from engine.bus.port import PRIORITIES, Fenced, Handle, Hear
+from engine.bus.port import PRIORITIES, DeadLetter, Fenced, Handle, Hear, no_letter
 
 
 @dataclass(slots=True)
@@ -50,7 +51,8 @@ class MemorySpace:
         self.queues: dict[str, _Work] = defaultdict(_Work)
         self.intakes: list[MemoryIntake] = []
         self.listeners: list[MemoryListening] = []
-        self.buried: list[tuple[str, bytes, str, str]] = []
+        self.letters: dict[int, DeadLetter] = {}
+        self.buried = 0
         self.lost_calls: dict[Callable[[], None], None] = {}
         self.lives = 1
 
@@ -60,6 +62,14 @@ class MemorySpace:
         self.queues[subjects.TASK_STREAM] = _Work()
         for call in list(self.lost_calls):
             call()
+
+    async def offer(self, queue: str, subject: str, frame: bytes) -> int:
+        work = self.queues[queue]
+        work.sequence += 1
+        work.items[work.sequence] = _Item(work.sequence, subject, frame)
+        sequence = work.sequence
+        await self.serve(queue)
+        return sequence
 
     async def serve(self, queue: str) -> None:
         """Gives waiting frames to intakes that asked."""
@@ -125,6 +135,7 @@ class MemoryDelivery:
         self._queue = queue
         self._item = item
         self.data = item.data
+        self.subject = item.subject
         self.sequence = item.sequence
         self.redelivered = item.deliveries > 1
 
@@ -186,6 +197,34 @@ class MemoryListening:
             self._space.listeners.remove(self)
 
 
+class MemoryDeadLetters:
+    def __init__(self, space: MemorySpace) -> None:
+        self._space = space
+
+    async def bury(self, origin: str, frame: bytes, code: str, message: str) -> None:
+        self._space.buried += 1
+        number, at = self._space.buried, int(time.time() * 1_000)
+        self._space.letters[number] = DeadLetter(number, origin, code, message, frame, at)
+
+    async def letters(self, before: int, limit: int) -> list[DeadLetter]:
+        numbers = [n for n in sorted(self._space.letters, reverse=True) if not before or n < before]
+        return [self._space.letters[number] for number in numbers[:limit]]
+
+    async def letter(self, number: int) -> DeadLetter:
+        if number not in self._space.letters:
+            raise no_letter(number)
+        return self._space.letters[number]
+
+    async def replay(self, number: int) -> None:
+        letter = await self.letter(number)
+        await self._space.offer(subjects.stream_of(letter.origin), letter.origin, letter.frame)
+        await self.drop(number)
+
+    async def drop(self, number: int) -> None:
+        await self.letter(number)
+        del self._space.letters[number]
+
+
 class MemoryBus:
     def __init__(self, space: MemorySpace | None = None) -> None:
         self.space = space or MemorySpace()
@@ -209,12 +248,8 @@ class MemoryBus:
         return await self._offer(subjects.TASK_STREAM, subject, frame)
 
     async def _offer(self, queue: str, subject: str, frame: bytes) -> asyncio.Future[int]:
-        work = self.space.queues[queue]
-        work.sequence += 1
-        work.items[work.sequence] = _Item(work.sequence, subject, frame)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        future.set_result(work.sequence)
-        await self.space.serve(queue)
+        future.set_result(await self.space.offer(queue, subject, frame))
         return future
 
     async def take_triggers(self, partition: int, handle: Handle) -> MemoryIntake:
@@ -235,8 +270,9 @@ class MemoryBus:
     async def listen(self, subject: str, hear: Hear) -> MemoryListening:
         return MemoryListening(self.space, subject, hear)
 
-    async def bury(self, subject: str, frame: bytes, code: str, message: str) -> None:
-        self.space.buried.append((subject, frame, code, message))
+    @property
+    def dead(self) -> MemoryDeadLetters:
+        return MemoryDeadLetters(self.space)
 
     async def tasks_identity(self) -> str:
         return str(self.space.lives)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
+
+from engine.errors import NotFound
 
 MAX_FRAME = 524_288  # bytes we aim for; one item may be larger, up to the server's max_payload
 PRIORITIES = range(10)
@@ -53,11 +56,56 @@ class Log(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A frame that nobody could process. `origin` is the subject that it came from, `at` when it
+    was put aside, in milliseconds since 1970."""
+
+    id: int
+    origin: str
+    code: str
+    message: str
+    frame: bytes
+    at: int
+
+
+def no_letter(number: int) -> NotFound:
+    return NotFound(
+        f"there is no dead letter {number}", mend="`magicflow dead list` shows what is there"
+    )
+
+
+class DeadLetters(Protocol):
+    """Frames that were put aside with their reason; the oldest make room when there are too many.
+
+    Errors: `engine.errors.NotFound` for a letter that is not there, `Unavailable`.
+    """
+
+    async def bury(self, origin: str, frame: bytes, code: str, message: str) -> None:
+        """Puts a frame aside; returns when that is on disk."""
+        ...
+
+    async def letters(self, before: int, limit: int) -> list[DeadLetter]:
+        """The newest ones with a number below `before` (0: the very newest), newest first."""
+        ...
+
+    async def letter(self, number: int) -> DeadLetter: ...
+
+    async def replay(self, number: int) -> None:
+        """Puts the frame back where it came from, then forgets the letter."""
+        ...
+
+    async def drop(self, number: int) -> None: ...
+
+
 class Delivery(Protocol):
     """One frame out of a queue, ours until it is acknowledged, given back, or time runs out."""
 
     @property
     def data(self) -> bytes: ...
+
+    @property
+    def subject(self) -> str: ...
 
     @property
     def sequence(self) -> int:
@@ -147,9 +195,8 @@ class Bus(Protocol):
         told afterwards is missed while the connection lasts."""
         ...
 
-    async def bury(self, subject: str, frame: bytes, code: str, message: str) -> None:
-        """Puts a frame that cannot be processed aside, with the reason."""
-        ...
+    @property
+    def dead(self) -> DeadLetters: ...
 
     async def tasks_identity(self) -> str:
         """Names the task queue in its present life: another text means that it lost all."""

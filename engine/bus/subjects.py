@@ -35,6 +35,16 @@ def task_subject(app: str, function: str, priority: int) -> str:
     return f"flow.task.{app}.{function}.{priority}"
 
 
+def stream_of(subject: str) -> str:
+    """The queue that a trigger's or a task's subject belongs to."""
+    return TRIGGER_STREAM if subject.startswith("flow.trigger.") else TASK_STREAM
+
+
+def dead_subject(origin: str) -> str:
+    """Where a frame is put aside that came from `origin`."""
+    return f"flow.dead.{origin.removeprefix('flow.')}"
+
+
 def done_subject(partition: int) -> str:
     """Ends of traces: frames of (trace, outcome). Waiters listen to all partitions at once."""
     return f"flow.done.{partition}"

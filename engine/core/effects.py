@@ -9,6 +9,7 @@ from enum import IntEnum
 from engine.core.deadlines import attempt_due, queue_due, total_due, trace_due
 from engine.core.events import (
     AttemptFailed,
+    AttemptLost,
     CallStarted,
     Event,
     HookOpened,
@@ -25,7 +26,7 @@ from engine.core.events import (
     TraceRevived,
     TraceStarted,
 )
-from engine.core.failure import OUT_OF_TIME
+from engine.core.failure import OUT_OF_TIME, Code
 from engine.core.playbook import Subplaybook
 from engine.core.state import Graphs, NodeState, ScopeState, TraceState, drawn
 from engine.core.status import NodeStatus
@@ -79,11 +80,20 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Put the attempt aside, with its input, for whoever finds out why workers end over it."""
+
+    scope: int
+    node: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Notify:
     """The trace has ended: tell those who wait."""
 
 
-Effect = Dispatch | Cancel | Wake | Lookup | Notify
+Effect = Dispatch | Cancel | Wake | Lookup | Quarantine | Notify
 
 
 def effects_of(graphs: Graphs, state: TraceState, event: Event) -> Iterator[Effect]:
@@ -95,6 +105,8 @@ def effects_of(graphs: Graphs, state: TraceState, event: Event) -> Iterator[Effe
     elif isinstance(event, NodeSucceeded):
         if not event.worker and event.attempt:
             yield from _abandoned(graphs, state, event.scope, event.node, event.attempt)
+    elif isinstance(event, AttemptLost):
+        yield Dispatch(event.scope, event.node, event.attempt)
     elif isinstance(event, CallStarted):
         yield from _call_owes(graphs, state, event.scope, event.node)
     elif isinstance(event, AttemptFailed):
@@ -104,6 +116,8 @@ def effects_of(graphs: Graphs, state: TraceState, event: Event) -> Iterator[Effe
     elif isinstance(event, NodeFailed | NodeSkipped):
         attempt = event.attempt if isinstance(event, NodeFailed) else -1
         yield from _abandoned(graphs, state, event.scope, event.node, attempt)
+        if _is_poison(graphs, state, event):
+            yield Quarantine(event.scope, event.node, attempt)
     elif isinstance(event, ScopeOpened):
         yield from _attempt_timers(graphs, state, event.scope, event.node)
     elif isinstance(event, HookOpened | SleepStarted):
@@ -118,6 +132,13 @@ def effects_of(graphs: Graphs, state: TraceState, event: Event) -> Iterator[Effe
             yield from _cancelled(graphs, state, scope, deep=False)
         if isinstance(event, TraceEnded):
             yield Notify()
+
+
+def _is_poison(graphs: Graphs, state: TraceState, event: NodeFailed | NodeSkipped) -> bool:
+    """A playbook node may fail for the same reason: what is put aside is the task inside it."""
+    if not isinstance(event, NodeFailed) or event.failure.code != Code.WORKER_LOST:
+        return False
+    return bool(drawn(graphs, state, event.scope, event.node).function)
 
 
 def owed(graphs: Graphs, state: TraceState) -> Iterator[Effect]:

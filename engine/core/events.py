@@ -184,6 +184,26 @@ class TraceRevived(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     state: bytes
 
 
+class AttemptLost(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=20):
+    """The worker disappeared over the attempt, which goes to another one. `at` is when its
+    gateway saw so, milliseconds since 1970: with the worker it names this one loss."""
+
+    node: int
+    attempt: int
+    worker: str
+    scope: int = 0
+    at: int = 0
+
+
+class AttemptResumed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=21):
+    """A worker that was taken for lost came back and still has the attempt."""
+
+    node: int
+    attempt: int
+    worker: str
+    scope: int = 0
+
+
 Event = (
     TraceStarted
     | TaskScheduled
@@ -204,4 +224,6 @@ Event = (
     | TraceReleased
     | TraceFailing
     | TraceRevived
+    | AttemptLost
+    | AttemptResumed
 )

@@ -19,6 +19,8 @@ from engine.core.effects import TimerKind, wants_callee
 from engine.core.events import (
     AttemptBegan,
     AttemptFailed,
+    AttemptLost,
+    AttemptResumed,
     CallStarted,
     Event,
     HookOpened,
@@ -44,7 +46,7 @@ from engine.core.payload import NULL, NotJson, Payload, json_text, of_value, to_
 from engine.core.places import depth_of, is_reached, path_of
 from engine.core.playbook import UNSET, Hook, Join, Map, Repeat, Sleep, Subplaybook
 from engine.core.references import MISSING, Reference
-from engine.core.retry import wait_before_next
+from engine.core.retry import is_poison, wait_before_next
 from engine.core.state import (
     MAX_ENV,
     ROOT,
@@ -102,6 +104,27 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """The worker that had the attempt disappeared, at `at` by its gateway's clock."""
+
+    scope: int
+    node: int
+    attempt: int
+    worker: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The worker came back and has the attempt still."""
+
+    scope: int
+    node: int
+    attempt: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """A timer that an event asked for is due."""
 
@@ -120,7 +143,7 @@ class Call:
     failure: Failure | None = None
 
 
-Command = Succeeded | Failed | Began | TimerFired | Call
+Command = Succeeded | Failed | Began | Lost | Resumed | TimerFired | Call
 
 Outcome = Payload | Failure  # of a node whose outcome a rerun takes over
 
@@ -160,6 +183,10 @@ def decide(graphs: Graphs, state: TraceState, command: Command, now: int) -> lis
         turn.timer(command)
     elif type(command) is Began:
         turn.began(command)
+    elif type(command) is Lost:
+        turn.lost(command)
+    elif type(command) is Resumed:
+        turn.resumed(command)
     elif type(command) is Call:
         turn.call(command)
     turn.run()
@@ -264,6 +291,30 @@ class Turn:
             return
         if self.drawn(scope, index).drawn.queue_timeout and not self._node(scope, index).began_at:
             self.emit(AttemptBegan(index, command.attempt, command.worker, scope))
+
+    def lost(self, command: Lost) -> None:
+        """Not a failure: the same attempt goes to another worker, until it looks as if the task
+        itself ended its workers."""
+        scope, index = command.scope, command.node
+        if not is_current(self.state, scope, index, command.attempt):
+            return
+        known, this = self._node(scope, index).lost, (command.worker, command.at)
+        if this in known:
+            return  # told twice
+        losses = [*known, this]
+        if is_poison(len(losses)):
+            names = ", ".join(worker for worker, _ in losses)
+            message = f"{len(losses)} workers disappeared over it: {names}"
+            self.attempt_over(scope, index, Failure(Code.WORKER_LOST, message), "")
+        else:
+            self.emit(AttemptLost(index, command.attempt, command.worker, scope, command.at))
+
+    def resumed(self, command: Resumed) -> None:
+        scope, index = command.scope, command.node
+        if not is_current(self.state, scope, index, command.attempt):
+            return
+        if any(worker == command.worker for worker, _ in self._node(scope, index).lost):
+            self.emit(AttemptResumed(index, command.attempt, command.worker, scope))
 
     def call(self, command: Call) -> None:
         if not wants_callee(self.graphs, self.state, command.scope, command.node):

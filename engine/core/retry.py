@@ -7,6 +7,14 @@ import zlib
 from engine.core.failure import Failure
 from engine.core.playbook import Retry
 
+QUARANTINE_AFTER = 3  # workers that disappeared over one attempt
+
+
+def is_poison(losses: int) -> bool:
+    """Whether an attempt over which so many workers have disappeared may have ended them: then
+    no further one gets it."""
+    return losses >= QUARANTINE_AFTER
+
 
 def wait_before_next(policy: Retry, attempt: int, failure: Failure, seed: bytes) -> int | None:
     """Milliseconds until attempt `attempt + 1`, or None when there is none.

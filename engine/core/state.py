@@ -16,6 +16,8 @@ import msgspec
 from engine.core.events import (
     AttemptBegan,
     AttemptFailed,
+    AttemptLost,
+    AttemptResumed,
     CallStarted,
     Event,
     HookOpened,
@@ -86,6 +88,7 @@ class NodeState(msgspec.Struct, array_like=True):
     due_at: int = 0
     total_from: int = 0
     handled: bool = False  # a failure that an error edge took up
+    lost: list[tuple[str, int]] = []  # (worker, when): who disappeared over the current attempt
 
 
 class ScopeState(msgspec.Struct, array_like=True):
@@ -259,6 +262,7 @@ def _attempt(
     node.dispatched_at = at
     node.began_at = 0
     node.retry_at = 0
+    node.lost = []
     if event.input is not None:
         node.input = event.input
 
@@ -349,6 +353,19 @@ def _attempt_began(graphs: Graphs, state: TraceState, event: AttemptBegan, at: i
     node = state.scopes[event.scope].nodes[event.node]
     node.began_at = at
     node.worker = event.worker
+
+
+def _attempt_lost(graphs: Graphs, state: TraceState, event: AttemptLost, at: int) -> None:
+    state.scopes[event.scope].nodes[event.node].lost.append((event.worker, event.at))
+
+
+def _attempt_resumed(graphs: Graphs, state: TraceState, event: AttemptResumed, at: int) -> None:
+    """The last loss of that worker was none."""
+    lost = state.scopes[event.scope].nodes[event.node].lost
+    for place in reversed(range(len(lost))):
+        if lost[place][0] == event.worker:
+            del lost[place]
+            return
 
 
 def _node_succeeded(graphs: Graphs, state: TraceState, event: NodeSucceeded, at: int) -> None:
@@ -581,6 +598,8 @@ _APPLY: dict[type, Callable[[Graphs, TraceState, Any, int], None]] = {
     HookOpened: _hook_opened,
     SleepStarted: _sleep_started,
     AttemptBegan: _attempt_began,
+    AttemptLost: _attempt_lost,
+    AttemptResumed: _attempt_resumed,
     TracePaused: _trace_paused,
     TraceResumed: _trace_resumed,
     TraceReleased: _trace_released,

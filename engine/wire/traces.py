@@ -8,6 +8,8 @@ from typing import Any
 from engine.core.events import (
     AttemptBegan,
     AttemptFailed,
+    AttemptLost,
+    AttemptResumed,
     CallStarted,
     Event,
     HookOpened,
@@ -181,6 +183,7 @@ def _node_message(
         wait=_wait_message(wait),
         playbook=graphs.graph(inside.snapshot_id).full_name if inside else "",
         snapshot_id=inside.snapshot_id if inside else 0,
+        losses=len(current.lost),
     )
 
 
@@ -357,6 +360,14 @@ class EventWriter:
                 )
             case AttemptBegan():
                 return "attempt_began", event_pb2.AttemptBegan(
+                    node=self._path(event), attempt=event.attempt, worker=event.worker
+                )
+            case AttemptLost():
+                return "attempt_lost", event_pb2.AttemptLost(
+                    node=self._path(event), attempt=event.attempt, worker=event.worker
+                )
+            case AttemptResumed():
+                return "attempt_resumed", event_pb2.AttemptResumed(
                     node=self._path(event), attempt=event.attempt, worker=event.worker
                 )
             case TracePaused():

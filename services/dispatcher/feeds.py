@@ -73,6 +73,9 @@ class Holding:
         self.answers: dict[TaskKey, list[tuple[Session, TaskId] | None]] = {}
         # Tasks at work whose node has a heartbeat.
         self.beating: dict[TaskKey, HeldTask] = {}
+        # Tasks whose worker disappeared, at that time, until their owner has committed it. It
+        # dispatches them again; the frame is ours until then.
+        self.lost: dict[tuple[TaskKey, int], HeldTask] = {}
         self._served: OrderedDict[bytes, str] = OrderedDict()
 
     async def finish(self, tasks: Iterable[HeldTask]) -> None:
@@ -86,6 +89,14 @@ class Holding:
             self.beating.pop(key_of(held.task), None)
             if await held.frame.release():
                 held.feed.frames.discard(held.frame)
+
+    def lose(self, held: HeldTask, at: int) -> None:
+        """Its worker is gone: the task is not ours any more, but for its frame."""
+        key = key_of(held.task)
+        if self.tasks.get(key) is held:
+            del self.tasks[key]
+        self.beating.pop(key, None)
+        self.lost[key, at] = held
 
     def answered(self, key: TaskKey) -> tuple[Session, TaskId] | None:
         """Whom to tell of the first of the task's results that has not been settled yet: they
@@ -167,7 +178,9 @@ class Feed:
         except Exception as error:
             _log.error("task frame cannot be read", function=self.function, why=str(error))
             with contextlib.suppress(Unavailable, TimeoutError):
-                await self.bus.bury(f"task.{self.function}", delivery.data, "TASK_UNREADABLE", "")
+                await self.bus.dead.bury(
+                    delivery.subject, delivery.data, "TASK_UNREADABLE", str(error)
+                )
                 await delivery.ack()
             return
         if not self.sessions:  # it was on its way when the last worker left

@@ -40,7 +40,7 @@ from services.dispatcher.feeds import Feed, HeldTask, Holding, Recheck, key_of
 from services.dispatcher.lanes import Began, FindOwner, Lane
 from services.dispatcher.roster import Roster
 from services.dispatcher.sessions import Session, TaskKey
-from services.dispatcher.turns import Result
+from services.dispatcher.turns import Result, loss
 
 MAX_SLOTS = 10_000
 WATCH_EVERY = 0.25  # seconds between looks at silent workers and tasks
@@ -100,7 +100,7 @@ class Gateway:
         for lane in self._lanes.values():
             await lane.close(2.0)
         for session in list(self.sessions.values()):
-            self._detach(session)
+            self._detach(session, lost=False)
         if self._background:
             await asyncio.wait(list(self._background), timeout=5.0)
         for feed in self._feeds.values():
@@ -130,37 +130,47 @@ class Gateway:
         if self.draining:
             raise Unavailable("this dispatcher is shutting down; connect again", retry_after=0.5)
         former = self.sessions.get(worker_id)
+        if former is not None and former.app != app:
+            raise Invalid(
+                f"the worker_id {worker_id} is taken by another app's worker",
+                reason="WORKER_PROTOCOL",
+                mend="name workers after their app, or let the server choose",
+            )
+        resumed = [_key(task) for task in hello.resumed]
         if former is not None:
-            self._detach(former)
+            self._detach(former, lost=True, kept=resumed)
         session = Session(worker_id, app, hello, hello.slots, self._clock.now())
-        session.assigned.update(self._adopt(session, hello.resumed))
+        session.has(resumed)
+        self._adopt(session, resumed)
         self.sessions[worker_id] = session
         for feed in feeds:
             feed.sessions.append(session)
         self._roster.joined(self.describe(session))
         _log.info("worker joined", worker=worker_id, functions=session.functions)
+        self._note_begun(session, resumed, again=True)
         self._refill(session)
         return session
 
-    def _adopt(self, session: Session, resumed: Iterable[TaskId]) -> set[TaskKey]:
-        """Tasks that a reconnecting worker still works on stay with it."""
-        adopted: set[TaskKey] = set()
-        for task in resumed:
-            key = (task.trace_id, task.node, task.attempt)
+    def _adopt(self, session: Session, resumed: Iterable[TaskKey]) -> None:
+        """Tasks that a reconnecting worker still works on stay with it, where they are here and
+        nobody else has them."""
+        for key in resumed:
             held = self._holding.tasks.get(key)
-            if held is not None and held.session is None and held in held.feed.waiting:
-                held.feed.waiting.remove(held)
+            if held is None or held.session is not None or held.leaving:
+                continue
+            if held.task.function in session.functions:
+                with contextlib.suppress(ValueError):
+                    held.feed.waiting.remove(held)
                 held.session = session
-                adopted.add(key)
-        return adopted
 
     async def leave(self, session: Session) -> None:
-        """The session is over: what it had goes to others."""
-        self._detach(session)
+        """The worker is gone: what it had goes to others."""
+        self._detach(session, lost=True)
 
-    def _detach(self, session: Session) -> None:
-        """In one step, so that nobody finds half a session; what it had is given to others in
-        the background, whatever becomes of the caller."""
+    def _detach(self, session: Session, *, lost: bool, kept: Iterable[TaskKey] = ()) -> None:
+        """In one step, so that nobody finds half a session. What the worker had goes to others,
+        but for `kept`: through the owners, who count, when the worker got `lost` over it, or
+        straight away when it had not got it yet or it is us who let go."""
         if self.sessions.get(session.worker_id) is not session:
             return
         del self.sessions[session.worker_id]
@@ -169,16 +179,32 @@ class Gateway:
         for feed in feeds:
             if session in feed.sessions:
                 feed.sessions.remove(session)
-        assigned = [self._holding.tasks.get(key) for key in session.assigned]
-        lost = [held for held in assigned if held is not None and held.session is session]
-        for held in lost:
+        passed_on: list[HeldTask] = []
+        gone: list[HeldTask] = []
+        for key, written in session.assigned.items():
+            held = self._holding.tasks.get(key)
+            if held is None or held.session is not session:
+                continue
             held.session = None
-        self._spawn(self._pass_on(lost, feeds))
+            if key not in kept:
+                (gone if lost and written else passed_on).append(held)
+        self._report_lost(gone, session.worker_id)
+        self._spawn(self._pass_on(passed_on, feeds))
         self._roster.left(session.worker_id)
         for future in session.commands_waiting.values():
             if not future.done():
                 future.set_exception(NotFound("the worker is gone", reason="WORKER_NOT_FOUND"))
-        _log.info("worker left", worker=session.worker_id, tasks_reassigned=len(lost))
+        _log.info("worker left", worker=session.worker_id, lost=len(gone), back=len(passed_on))
+
+    def _report_lost(self, gone: list[HeldTask], worker_id: str) -> None:
+        at = self._clock.now()
+        by_partition: dict[int, list[Result]] = defaultdict(list)
+        for held in gone:
+            self._holding.lose(held, at)
+            partition = partition_of(held.task.id.trace_id, self._partitions)
+            by_partition[partition].append(loss(*key_of(held.task), worker_id, at))
+        for partition, losses in by_partition.items():
+            self._lanes[partition].push(losses)
 
     async def _pass_on(self, lost: list[HeldTask], feeds: list[Feed]) -> None:
         for held in lost:
@@ -218,12 +244,19 @@ class Gateway:
     def heard(self, session: Session) -> None:
         session.heard = time.monotonic()
 
+    def compare(self, session: Session, running: Iterable[TaskId]) -> None:
+        """With a heartbeat comes what the worker has. One that never gets what it is sent is as
+        good as gone, however often its heart beats."""
+        if session.deaf({_key(task) for task in running}):
+            _log.warning("worker does not get its tasks", worker=session.worker_id)
+            self._detach(session, lost=True)
+
     def results(self, session: Session, results: Iterable[TaskResult]) -> None:
         """Frees the slots and sends the results on; receipts follow after the commit."""
         by_partition: dict[int, list[Result]] = defaultdict(list)
         for message in results:
-            key = (message.id.trace_id, message.id.node, message.id.attempt)
-            session.assigned.discard(key)
+            key = _key(message.id)
+            session.assigned.pop(key, None)
             if len(message.id.trace_id) != 16:
                 session.receipt(
                     ResultReceipt(
@@ -243,8 +276,8 @@ class Gateway:
     def returned(self, session: Session, tasks: Iterable[TaskId]) -> None:
         """The worker gives tasks back unfinished."""
         for task in tasks:
-            key = (task.trace_id, task.node, task.attempt)
-            session.assigned.discard(key)
+            key = _key(task)
+            session.assigned.pop(key, None)
             held = self._holding.tasks.get(key)
             if held is not None and held.session is session:
                 self._spawn(self._reclaim(held))
@@ -254,7 +287,7 @@ class Gateway:
         """Signs of life of single tasks, for those whose node has a heartbeat."""
         now = time.monotonic()
         for item in items:
-            held = self._holding.beating.get((item.id.trace_id, item.id.node, item.id.attempt))
+            held = self._holding.beating.get(_key(item.id))
             if held is not None and held.session is session:
                 held.heard = now
 
@@ -278,14 +311,18 @@ class Gateway:
 
     def began(self, session: Session, tasks: Iterable[Task]) -> None:
         """The worker has these tasks now: a note for whoever looks at the traces."""
-        at = self._clock.now()
-        by_partition: dict[int, list[Began]] = defaultdict(list)
         for task in tasks:
             if task.HasField("heartbeat"):
                 self._listen_for(task)
-            partition = partition_of(task.id.trace_id, self._partitions)
-            note = (task.id.trace_id, task.id.node, task.id.attempt, session.worker_id, at)
-            by_partition[partition].append(note)
+        self._note_begun(session, [key_of(task) for task in tasks], again=False)
+
+    def _note_begun(self, session: Session, keys: Iterable[TaskKey], again: bool) -> None:
+        at = self._clock.now()
+        by_partition: dict[int, list[Began]] = defaultdict(list)
+        for key in keys:
+            if len(key[0]) == 16:
+                note = (*key, session.worker_id, at, again)
+                by_partition[partition_of(key[0], self._partitions)].append(note)
         for partition, notes in by_partition.items():
             owner = self._find_owner(partition)
             if owner is None or not owner.began(notes):
@@ -364,6 +401,10 @@ class Gateway:
         finished: list[HeldTask] = []
         for result, accepted in results:
             key = (result.trace_id, result.node, result.attempt)
+            if result.lost:
+                given_up = self._holding.lost.pop((key, result.began_at), None)
+                finished += [given_up] if given_up is not None else []
+                continue
             verdict = RESULT_VERDICT_ACCEPTED if accepted else RESULT_VERDICT_SUPERSEDED
             answered = self._holding.answered(key)
             if answered is not None:
@@ -417,6 +458,10 @@ class Gateway:
             error = task.exception()
             if not isinstance(error, MagicflowError):
                 _log.error("gateway work failed", why=repr(error))
+
+
+def _key(task: TaskId) -> TaskKey:
+    return task.trace_id, task.node, task.attempt
 
 
 def result_of(message: TaskResult, worker: str) -> Result:

@@ -17,7 +17,8 @@ import structlog
 from engine.errors import MagicflowError
 from services.dispatcher.turns import Result
 
-Began = tuple[bytes, str, int, str, int]  # trace, node, attempt, worker, milliseconds
+Began = tuple[bytes, str, int, str, int, bool]
+"""Trace, node, attempt, worker, milliseconds; True: it came back with it after a break."""
 
 MAX_BATCH = 1_000
 _log = structlog.get_logger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from typing import Any
 
@@ -11,6 +12,7 @@ import structlog
 
 from engine.bus import subjects
 from engine.bus.port import MAX_FRAME, Bus
+from engine.core.failure import Code
 from engine.errors import Unavailable
 from magicflow.v1.task_pb2 import Task, TaskFrame, TaskId
 
@@ -88,6 +90,16 @@ class Outbox:
                 return False
             await asyncio.wait(open_, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         return True
+
+    async def bury(self, task: Task, why: str) -> None:
+        """Puts a task aside for whoever finds out why its workers end; once, and it may be lost."""
+        frame = TaskFrame(
+            partition=self._partition, epoch=self._epoch, function=task.function, tasks=[task]
+        )
+        app, _, name = task.function.partition("/")
+        origin = subjects.task_subject(app, name, task.priority)
+        with contextlib.suppress(Unavailable, TimeoutError):
+            await self._bus.dead.bury(origin, frame.SerializeToString(), Code.WORKER_LOST, why)
 
     async def cancel(self, tasks: list[TaskId]) -> None:
         """Tells every gateway; the one that holds a task tells its worker."""

@@ -40,6 +40,7 @@ class RemoteOwner:
             partition=self._partition,
             results=[_message(result) for result in results],
             workers=[result.worker for result in results],
+            lost=[place for place, result in enumerate(results) if result.lost],
         )
         try:
             response = await self._owners.of_partition(self._partition).Deliver(

@@ -20,7 +20,16 @@ from engine.bus.port import MAX_FRAME, Bus, Delivery, Fenced, Intake
 from engine.bus.triggers import StartTrace, decode_triggers
 from engine.clock import Clock
 from engine.core import machine, steering
-from engine.core.effects import Cancel, Dispatch, Lookup, Notify, Wake, effects_of, owed
+from engine.core.effects import (
+    Cancel,
+    Dispatch,
+    Lookup,
+    Notify,
+    Quarantine,
+    Wake,
+    effects_of,
+    owed,
+)
 from engine.core.events import Event, TraceEnded, TraceStarted
 from engine.core.failure import Failure
 from engine.core.journal import (
@@ -37,7 +46,16 @@ from engine.core.journal import (
     snapshots_of,
 )
 from engine.core.keys import KeyTaken
-from engine.core.machine import Began, Call, Command, Failed, Succeeded, TimerFired
+from engine.core.machine import (
+    Began,
+    Call,
+    Command,
+    Failed,
+    Lost,
+    Resumed,
+    Succeeded,
+    TimerFired,
+)
 from engine.core.places import find as find_place
 from engine.core.places import path_of
 from engine.core.playbook import Subplaybook
@@ -333,14 +351,19 @@ class Processor:
         place = find_place(self._graphs, trace, node)
         return place is not None and machine.is_current(trace, *place, attempt)
 
-    def began(self, trace_id: bytes, node: str, attempt: int, worker: str, at: int) -> None:
-        """A gateway saw a worker begin. Kept in memory for whoever looks; it decides something
-        only where the node has a queue_timeout."""
+    def began(
+        self, trace_id: bytes, node: str, attempt: int, worker: str, at: int, again: bool
+    ) -> None:
+        """A gateway saw a worker begin, or (`again`) come back with what it had begun. Kept in
+        memory for whoever looks; it decides something only where the node has a queue_timeout
+        or the worker was taken for lost."""
         trace = self._state.traces.get(trace_id)
         place = find_place(self._graphs, trace, node) if trace is not None else None
         if trace is None or place is None or not machine.is_current(trace, *place, attempt):
             return
         self._running.setdefault(trace_id, {})[*place, attempt] = (worker, at)
+        if again:
+            self._note(trace_id, Resumed(*place, attempt, worker))
         if drawn(self._graphs, trace, *place).drawn.queue_timeout:
             self._note(trace_id, Began(*place, attempt, worker))
 
@@ -380,8 +403,8 @@ class Processor:
         except (ValueError, MagicflowError) as error:
             _log.error("trigger cannot be processed", partition=self.partition, why=str(error))
             with contextlib.suppress(Unavailable, TimeoutError):
-                await self._bus.bury(
-                    f"trigger.{self.partition}", delivery.data, "TRIGGER_UNUSABLE", str(error)
+                await self._bus.dead.bury(
+                    delivery.subject, delivery.data, "TRIGGER_UNUSABLE", str(error)
                 )
                 await delivery.ack()
             return
@@ -484,8 +507,9 @@ class Processor:
         command: Command
         if result.failure is not None:
             command = Failed(*place, result.attempt, result.failure, result.worker)
+        elif result.output is None:
+            command = Lost(*place, result.attempt, result.worker, result.began_at)
         else:
-            assert result.output is not None
             command = Succeeded(
                 *place,
                 result.attempt,
@@ -700,6 +724,8 @@ class Processor:
                 cancels.append(TaskId(trace_id=trace_id, node=path, attempt=effect.attempt))
             elif isinstance(effect, Lookup):
                 self._look_up(trace_id, trace, effect)
+            elif isinstance(effect, Quarantine):
+                await self._put_aside(trace, effect)
             elif isinstance(effect, Notify):
                 outcomes.append((trace_id, self._outcome(trace)))
         if tasks:
@@ -717,6 +743,13 @@ class Processor:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    async def _put_aside(self, trace: TraceState, effect: Quarantine) -> None:
+        """The trace says itself that the node has failed, and why: a copy for the dead letters
+        that gets lost on its way is lost for the list only."""
+        task = task_message(self._graphs, trace, effect.scope, effect.node, self.epoch)
+        failure = trace.scopes[effect.scope].nodes[effect.node].failure
+        await self._outbox.bury(task, failure.message if failure is not None else "")
 
     def _look_up(self, trace_id: bytes, trace: TraceState, effect: Lookup) -> None:
         kind = drawn(self._graphs, trace, effect.scope, effect.node).drawn.kind

@@ -18,7 +18,7 @@ from engine.security.tokens import EVERY_APP, Identity
 from engine.snapshots import keys
 from engine.snapshots.mirror import Mirror
 from engine.wire.traces import trace_message
-from engine.wire.values import MAX_PAYLOAD, duration, failure, payload
+from engine.wire.values import MAX_PAYLOAD, duration, failure, milliseconds, payload
 from magicflow.v1 import dispatch_service_pb2 as pb
 from magicflow.v1 import partition_service_pb2 as inner
 from magicflow.v1.dispatch_service_pb2_grpc import DispatchServiceServicer
@@ -33,6 +33,7 @@ from services.dispatcher.gateway import Gateway, result_of
 from services.dispatcher.ownership import Ownership
 from services.dispatcher.processor import Processor
 from services.dispatcher.sessions import FRAME_TASKS, HEARTBEAT, Session
+from services.dispatcher.turns import loss
 
 MAX_POLL = 60.0  # seconds
 
@@ -94,6 +95,7 @@ class DispatchServicer(DispatchServiceServicer):
             gateway.progress(session, request.progress)
         if request.HasField("heartbeat"):
             session.echo(request.heartbeat.number)
+            gateway.compare(session, request.heartbeat.running)
 
     async def Poll(
         self,
@@ -137,6 +139,9 @@ class DispatchServicer(DispatchServiceServicer):
         session = self._session(request.session)
         self._gateway.heard(session)
         self._gateway.receipts(session, request.receipts)
+        self._gateway.progress(session, request.progress)
+        if request.HasField("heartbeat"):
+            self._gateway.compare(session, request.heartbeat.running)
         return pb.HeartbeatResponse(commands=session.take_commands())
 
     async def SendCommand(
@@ -224,9 +229,14 @@ class PartitionServicer(PartitionServiceServicer):
         processor = self._processor(request.partition)
         if len(request.workers) != len(request.results):
             raise Invalid("workers and results differ in number")
+        lost = set(request.lost)
         results = [
-            result_of(message, worker)
-            for message, worker in zip(request.results, request.workers, strict=True)
+            loss(*_id_key(message.id), worker, milliseconds(message.began_at))
+            if place in lost
+            else result_of(message, worker)
+            for place, (message, worker) in enumerate(
+                zip(request.results, request.workers, strict=True)
+            )
         ]
         accepted = await processor.deliver(results)
         return inner.DeliverResponse(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from magicflow.v1.dispatch_service_pb2 import WorkResponse
@@ -21,14 +22,16 @@ TaskKey = tuple[bytes, str, int]
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """A connected worker. Credit is its slots less what it has; it never has more."""
+    """A connected worker. Credit is its slots less what it has; it never has more.
+
+    `assigned` says when each of its tasks was written to it (monotonic seconds; 0 before)."""
 
     worker_id: str
     app: str
     hello: WorkerHello
     slots: int
     connected_at: int
-    assigned: set[TaskKey] = field(default_factory=set)
+    assigned: dict[TaskKey, float] = field(default_factory=dict)
     paused: set[str] = field(default_factory=set)
     draining: bool = False
     heard: float = field(default_factory=time.monotonic)
@@ -41,6 +44,7 @@ class Session:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     awaited: dict[TaskKey, asyncio.Future[ResultReceipt]] = field(default_factory=dict)
     closed: bool = False
+    _missing: set[TaskKey] = field(default_factory=set)
 
     @property
     def credit(self) -> int:
@@ -55,9 +59,24 @@ class Session:
         return time.monotonic() - self.heard < SILENCE
 
     def assign(self, key: TaskKey, task: Task) -> None:
-        self.assigned.add(key)
+        self.assigned[key] = 0.0
         self._tasks.append(task)
         self._news.set()
+
+    def has(self, keys: Iterable[TaskKey]) -> None:
+        """It came with these tasks."""
+        now = time.monotonic()
+        self.assigned.update((key, now) for key in keys)
+
+    def deaf(self, running: set[TaskKey]) -> bool:
+        """Whether it sends signs of life and does not hear what it is sent: tasks that were
+        written to it long ago are missing among those that it says it has, twice in a row."""
+        long_ago = time.monotonic() - SILENCE
+        missing = {
+            key for key, at in self.assigned.items() if 0 < at < long_ago and key not in running
+        }
+        before, self._missing = self._missing, missing
+        return bool(before & missing)
 
     def receipt(self, receipt: ResultReceipt) -> None:
         key = (receipt.id.trace_id, receipt.id.node, receipt.id.attempt)
@@ -115,13 +134,18 @@ class Session:
                 break
             count += 1
         cut, self._tasks = self._tasks[:count], self._tasks[count:]
+        self.has(_key(task) for task in cut)
         return cut
 
     def withdraw(self, key: TaskKey) -> bool:
         """Takes back a task that was not written yet; False when the worker has it."""
         for place, task in enumerate(self._tasks):
-            if (task.id.trace_id, task.id.node, task.id.attempt) == key:
+            if _key(task) == key:
                 del self._tasks[place]
-                self.assigned.discard(key)
+                self.assigned.pop(key, None)
                 return True
         return False
+
+
+def _key(task: Task) -> TaskKey:
+    return task.id.trace_id, task.id.node, task.id.attempt

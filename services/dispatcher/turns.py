@@ -21,7 +21,8 @@ from engine.core.steering import Act
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A worker's word on one attempt; `output` or `failure` is set."""
+    """A worker's word on one attempt: `output` or `failure` is set. Neither is set when the
+    worker disappeared over it, at `began_at`."""
 
     trace_id: bytes
     node: str
@@ -31,6 +32,15 @@ class Result:
     env: bytes
     worker: str
     began_at: int
+
+    @property
+    def lost(self) -> bool:
+        return self.output is None and self.failure is None
+
+
+def loss(trace_id: bytes, node: str, attempt: int, worker: str, at: int) -> Result:
+    """The word that nobody gave. `at` is milliseconds since 1970."""
+    return Result(trace_id, node, attempt, None, None, b"", worker, at)
 
 
 @dataclass(slots=True)

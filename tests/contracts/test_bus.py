@@ -555,6 +555,6 @@ async def test_a_frame_whose_acknowledgement_was_lost_is_found_and_not_doubled(
 
 
 async def test_a_server_out_of_reach_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.bus.jetstream.CONNECT_PATIENCE", 0.5)
+    monkeypatch.setattr("engine.bus.jetstream.bus.CONNECT_PATIENCE", 0.5)
     with pytest.raises(Unavailable, match="no nats-server answers"):
         await connect(["nats://127.0.0.1:1"], partitions=1)

@@ -464,8 +464,9 @@ class Connection:
     def hear(self, listener: Listener, subject: str, data: bytes) -> None:
         self.down(listener, self._faults.lose_tell, listener.arrived, subject, data)
 
-    async def bury(self, subject: str, frame: bytes, code: str, message: str) -> None:
-        self._server.watcher.happened("buried", subject, code, message)
+    @property
+    def dead(self) -> Any:
+        return Burials(self._server.watcher)
 
     async def tasks_identity(self) -> str:
         return str(await self._request(lambda: self._server.lives))
@@ -511,12 +512,23 @@ class SimulatedLog(JetStreamLog):
             yield sequence, frame
 
 
+class Burials:
+    """Dead letters are told to whoever watches, and kept by nobody."""
+
+    def __init__(self, watcher: Any) -> None:
+        self._watcher = watcher
+
+    async def bury(self, origin: str, frame: bytes, code: str, message: str) -> None:
+        self._watcher.happened("buried", origin, code, message)
+
+
 class SimulatedDelivery:
     def __init__(self, connection: Connection, consumer: Consumer, item: Item, count: int) -> None:
         self._connection = connection
         self._consumer = consumer
         self._item = item
         self.data = item.data
+        self.subject = item.subject
         self.sequence = item.sequence
         self.redelivered = count > 1
 

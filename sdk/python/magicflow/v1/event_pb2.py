@@ -27,7 +27,7 @@ from magicflow.v1 import error_pb2 as magicflow_dot_v1_dot_error__pb2
 from magicflow.v1 import payload_pb2 as magicflow_dot_v1_dot_payload__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18magicflow/v1/event.proto\x12\x0cmagicflow.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18magicflow/v1/error.proto\x1a\x1amagicflow/v1/payload.proto\"\x90\x0b\n\x05\x45vent\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12\x14\n\x05index\x18\x03 \x01(\rR\x05index\x12*\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02\x61t\x12\x19\n\x08trace_id\x18\x05 \x01(\tR\x07traceId\x12\x41\n\rtrace_started\x18\x06 \x01(\x0b\x32\x1a.magicflow.v1.TraceStartedH\x00R\x0ctraceStarted\x12\x44\n\x0etask_scheduled\x18\x07 \x01(\x0b\x32\x1b.magicflow.v1.TaskScheduledH\x00R\rtaskScheduled\x12\x44\n\x0enode_succeeded\x18\x08 \x01(\x0b\x32\x1b.magicflow.v1.NodeSucceededH\x00R\rnodeSucceeded\x12\x44\n\x0e\x61ttempt_failed\x18\t \x01(\x0b\x32\x1b.magicflow.v1.AttemptFailedH\x00R\rattemptFailed\x12;\n\x0bnode_failed\x18\n \x01(\x0b\x32\x18.magicflow.v1.NodeFailedH\x00R\nnodeFailed\x12>\n\x0cnode_skipped\x18\x0b \x01(\x0b\x32\x19.magicflow.v1.NodeSkippedH\x00R\x0bnodeSkipped\x12;\n\x0btrace_ended\x18\r \x01(\x0b\x32\x18.magicflow.v1.TraceEndedH\x00R\ntraceEnded\x12;\n\x0bhook_opened\x18\x0e \x01(\x0b\x32\x18.magicflow.v1.HookOpenedH\x00R\nhookOpened\x12\x41\n\rsleep_started\x18\x10 \x01(\x0b\x32\x1a.magicflow.v1.SleepStartedH\x00R\x0csleepStarted\x12\x44\n\x0eoperator_acted\x18\x11 \x01(\x0b\x32\x1b.magicflow.v1.OperatorActedH\x00R\roperatorActed\x12>\n\x0c\x63\x61ll_started\x18\x12 \x01(\x0b\x32\x19.magicflow.v1.CallStartedH\x00R\x0b\x63\x61llStarted\x12>\n\x0cscope_opened\x18\x13 \x01(\x0b\x32\x19.magicflow.v1.ScopeOpenedH\x00R\x0bscopeOpened\x12\x41\n\rround_started\x18\x14 \x01(\x0b\x32\x1a.magicflow.v1.RoundStartedH\x00R\x0croundStarted\x12\x41\n\rattempt_began\x18\x15 \x01(\x0b\x32\x1a.magicflow.v1.AttemptBeganH\x00R\x0c\x61ttemptBegan\x12>\n\x0ctrace_paused\x18\x16 \x01(\x0b\x32\x19.magicflow.v1.TracePausedH\x00R\x0btracePaused\x12\x41\n\rtrace_resumed\x18\x17 \x01(\x0b\x32\x1a.magicflow.v1.TraceResumedH\x00R\x0ctraceResumed\x12\x44\n\x0etrace_released\x18\x18 \x01(\x0b\x32\x1b.magicflow.v1.TraceReleasedH\x00R\rtraceReleased\x12\x41\n\rtrace_failing\x18\x19 \x01(\x0b\x32\x1a.magicflow.v1.TraceFailingH\x00R\x0ctraceFailing\x12\x41\n\rtrace_revived\x18\x1a \x01(\x0b\x32\x1a.magicflow.v1.TraceRevivedH\x00R\x0ctraceRevivedB\x06\n\x04what\"\x8d\x02\n\x0cTraceStarted\x12\x1f\n\x0bsnapshot_id\x18\x01 \x01(\x03R\nsnapshotId\x12\x1f\n\x0bplaybook_id\x18\x02 \x01(\x03R\nplaybookId\x12\x10\n\x03\x61pp\x18\x03 \x01(\tR\x03\x61pp\x12\x1a\n\x08playbook\x18\x04 \x01(\tR\x08playbook\x12+\n\x05input\x18\x05 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\x12=\n\x0ctriggered_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0btriggeredAt\x12!\n\x0ctriggered_by\x18\x07 \x01(\tR\x0btriggeredBy\"\xc1\x01\n\rTaskScheduled\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12+\n\x05input\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\x12\x39\n\nnot_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tnotBefore\x12\x1a\n\x08\x66unction\x18\x05 \x01(\tR\x08\x66unction\"\xe3\x01\n\rNodeSucceeded\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12-\n\x06output\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x06output\x12\x10\n\x03\x65nv\x18\x04 \x01(\x0cR\x03\x65nv\x12\x14\n\x05taken\x18\x05 \x03(\tR\x05taken\x12\x16\n\x06worker\x18\x06 \x01(\tR\x06worker\x12\x35\n\x08\x62\x65gan_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x62\x65ganAt\"\xbd\x01\n\rAttemptFailed\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12\x35\n\x08retry_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07retryAt\x12\x16\n\x06worker\x18\x05 \x01(\tR\x06worker\"\x99\x01\n\nNodeFailed\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12\x14\n\x05taken\x18\x04 \x01(\tR\x05taken\x12\x16\n\x06worker\x18\x05 \x01(\tR\x06worker\"!\n\x0bNodeSkipped\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\"\x84\x01\n\nTraceEnded\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12-\n\x06output\x18\x02 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x06output\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\"\xe1\x01\n\nHookOpened\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x39\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\x12+\n\x05input\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\x12-\n\x06output\x18\x04 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x06output\x12\x10\n\x03\x65nv\x18\x05 \x01(\x0cR\x03\x65nv\x12\x16\n\x06worker\x18\x06 \x01(\tR\x06worker\"T\n\x0cSleepStarted\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x30\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05until\"Y\n\rOperatorActed\x12\x12\n\x04verb\x18\x01 \x01(\tR\x04verb\x12\x12\n\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n\x02\x62y\x18\x03 \x01(\tR\x02\x62y\x12\x10\n\x03why\x18\x04 \x01(\tR\x03why\"h\n\x0b\x43\x61llStarted\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12+\n\x05input\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\"V\n\x0bScopeOpened\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1f\n\x0bsnapshot_id\x18\x03 \x01(\x03R\nsnapshotId\"\"\n\x0cRoundStarted\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\"T\n\x0c\x41ttemptBegan\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12\x16\n\x06worker\x18\x03 \x01(\tR\x06worker\"\r\n\x0bTracePaused\"\x0e\n\x0cTraceResumed\"\x0f\n\rTraceReleased\"k\n\x0cTraceFailing\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12/\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12\x12\n\x04undo\x18\x03 \x03(\tR\x04undo\"\x0e\n\x0cTraceRevivedB.Z,magicflow.dev/sdk/go/magicflowv1;magicflowv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18magicflow/v1/event.proto\x12\x0cmagicflow.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18magicflow/v1/error.proto\x1a\x1amagicflow/v1/payload.proto\"\x99\x0c\n\x05\x45vent\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12\x14\n\x05index\x18\x03 \x01(\rR\x05index\x12*\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02\x61t\x12\x19\n\x08trace_id\x18\x05 \x01(\tR\x07traceId\x12\x41\n\rtrace_started\x18\x06 \x01(\x0b\x32\x1a.magicflow.v1.TraceStartedH\x00R\x0ctraceStarted\x12\x44\n\x0etask_scheduled\x18\x07 \x01(\x0b\x32\x1b.magicflow.v1.TaskScheduledH\x00R\rtaskScheduled\x12\x44\n\x0enode_succeeded\x18\x08 \x01(\x0b\x32\x1b.magicflow.v1.NodeSucceededH\x00R\rnodeSucceeded\x12\x44\n\x0e\x61ttempt_failed\x18\t \x01(\x0b\x32\x1b.magicflow.v1.AttemptFailedH\x00R\rattemptFailed\x12;\n\x0bnode_failed\x18\n \x01(\x0b\x32\x18.magicflow.v1.NodeFailedH\x00R\nnodeFailed\x12>\n\x0cnode_skipped\x18\x0b \x01(\x0b\x32\x19.magicflow.v1.NodeSkippedH\x00R\x0bnodeSkipped\x12;\n\x0btrace_ended\x18\r \x01(\x0b\x32\x18.magicflow.v1.TraceEndedH\x00R\ntraceEnded\x12;\n\x0bhook_opened\x18\x0e \x01(\x0b\x32\x18.magicflow.v1.HookOpenedH\x00R\nhookOpened\x12\x41\n\rsleep_started\x18\x10 \x01(\x0b\x32\x1a.magicflow.v1.SleepStartedH\x00R\x0csleepStarted\x12\x44\n\x0eoperator_acted\x18\x11 \x01(\x0b\x32\x1b.magicflow.v1.OperatorActedH\x00R\roperatorActed\x12>\n\x0c\x63\x61ll_started\x18\x12 \x01(\x0b\x32\x19.magicflow.v1.CallStartedH\x00R\x0b\x63\x61llStarted\x12>\n\x0cscope_opened\x18\x13 \x01(\x0b\x32\x19.magicflow.v1.ScopeOpenedH\x00R\x0bscopeOpened\x12\x41\n\rround_started\x18\x14 \x01(\x0b\x32\x1a.magicflow.v1.RoundStartedH\x00R\x0croundStarted\x12\x41\n\rattempt_began\x18\x15 \x01(\x0b\x32\x1a.magicflow.v1.AttemptBeganH\x00R\x0c\x61ttemptBegan\x12>\n\x0ctrace_paused\x18\x16 \x01(\x0b\x32\x19.magicflow.v1.TracePausedH\x00R\x0btracePaused\x12\x41\n\rtrace_resumed\x18\x17 \x01(\x0b\x32\x1a.magicflow.v1.TraceResumedH\x00R\x0ctraceResumed\x12\x44\n\x0etrace_released\x18\x18 \x01(\x0b\x32\x1b.magicflow.v1.TraceReleasedH\x00R\rtraceReleased\x12\x41\n\rtrace_failing\x18\x19 \x01(\x0b\x32\x1a.magicflow.v1.TraceFailingH\x00R\x0ctraceFailing\x12\x41\n\rtrace_revived\x18\x1a \x01(\x0b\x32\x1a.magicflow.v1.TraceRevivedH\x00R\x0ctraceRevived\x12>\n\x0c\x61ttempt_lost\x18\x1b \x01(\x0b\x32\x19.magicflow.v1.AttemptLostH\x00R\x0b\x61ttemptLost\x12G\n\x0f\x61ttempt_resumed\x18\x1c \x01(\x0b\x32\x1c.magicflow.v1.AttemptResumedH\x00R\x0e\x61ttemptResumedB\x06\n\x04what\"\x8d\x02\n\x0cTraceStarted\x12\x1f\n\x0bsnapshot_id\x18\x01 \x01(\x03R\nsnapshotId\x12\x1f\n\x0bplaybook_id\x18\x02 \x01(\x03R\nplaybookId\x12\x10\n\x03\x61pp\x18\x03 \x01(\tR\x03\x61pp\x12\x1a\n\x08playbook\x18\x04 \x01(\tR\x08playbook\x12+\n\x05input\x18\x05 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\x12=\n\x0ctriggered_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0btriggeredAt\x12!\n\x0ctriggered_by\x18\x07 \x01(\tR\x0btriggeredBy\"\xc1\x01\n\rTaskScheduled\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12+\n\x05input\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\x12\x39\n\nnot_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tnotBefore\x12\x1a\n\x08\x66unction\x18\x05 \x01(\tR\x08\x66unction\"\xe3\x01\n\rNodeSucceeded\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12-\n\x06output\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x06output\x12\x10\n\x03\x65nv\x18\x04 \x01(\x0cR\x03\x65nv\x12\x14\n\x05taken\x18\x05 \x03(\tR\x05taken\x12\x16\n\x06worker\x18\x06 \x01(\tR\x06worker\x12\x35\n\x08\x62\x65gan_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x62\x65ganAt\"\xbd\x01\n\rAttemptFailed\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12\x35\n\x08retry_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07retryAt\x12\x16\n\x06worker\x18\x05 \x01(\tR\x06worker\"\x99\x01\n\nNodeFailed\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12\x14\n\x05taken\x18\x04 \x01(\tR\x05taken\x12\x16\n\x06worker\x18\x05 \x01(\tR\x06worker\"!\n\x0bNodeSkipped\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\"\x84\x01\n\nTraceEnded\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12-\n\x06output\x18\x02 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x06output\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\"\xe1\x01\n\nHookOpened\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x39\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\texpiresAt\x12+\n\x05input\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\x12-\n\x06output\x18\x04 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x06output\x12\x10\n\x03\x65nv\x18\x05 \x01(\x0cR\x03\x65nv\x12\x16\n\x06worker\x18\x06 \x01(\tR\x06worker\"T\n\x0cSleepStarted\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x30\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05until\"Y\n\rOperatorActed\x12\x12\n\x04verb\x18\x01 \x01(\tR\x04verb\x12\x12\n\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n\x02\x62y\x18\x03 \x01(\tR\x02\x62y\x12\x10\n\x03why\x18\x04 \x01(\tR\x03why\"h\n\x0b\x43\x61llStarted\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12+\n\x05input\x18\x03 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x05input\"V\n\x0bScopeOpened\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1f\n\x0bsnapshot_id\x18\x03 \x01(\x03R\nsnapshotId\"\"\n\x0cRoundStarted\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\"T\n\x0c\x41ttemptBegan\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12\x16\n\x06worker\x18\x03 \x01(\tR\x06worker\"S\n\x0b\x41ttemptLost\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12\x16\n\x06worker\x18\x03 \x01(\tR\x06worker\"V\n\x0e\x41ttemptResumed\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\rR\x07\x61ttempt\x12\x16\n\x06worker\x18\x03 \x01(\tR\x06worker\"\r\n\x0bTracePaused\"\x0e\n\x0cTraceResumed\"\x0f\n\rTraceReleased\"k\n\x0cTraceFailing\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12/\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12\x12\n\x04undo\x18\x03 \x03(\tR\x04undo\"\x0e\n\x0cTraceRevivedB.Z,magicflow.dev/sdk/go/magicflowv1;magicflowv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,43 +36,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,magicflow.dev/sdk/go/magicflowv1;magicflowv1'
   _globals['_EVENT']._serialized_start=130
-  _globals['_EVENT']._serialized_end=1554
-  _globals['_TRACESTARTED']._serialized_start=1557
-  _globals['_TRACESTARTED']._serialized_end=1826
-  _globals['_TASKSCHEDULED']._serialized_start=1829
-  _globals['_TASKSCHEDULED']._serialized_end=2022
-  _globals['_NODESUCCEEDED']._serialized_start=2025
-  _globals['_NODESUCCEEDED']._serialized_end=2252
-  _globals['_ATTEMPTFAILED']._serialized_start=2255
-  _globals['_ATTEMPTFAILED']._serialized_end=2444
-  _globals['_NODEFAILED']._serialized_start=2447
-  _globals['_NODEFAILED']._serialized_end=2600
-  _globals['_NODESKIPPED']._serialized_start=2602
-  _globals['_NODESKIPPED']._serialized_end=2635
-  _globals['_TRACEENDED']._serialized_start=2638
-  _globals['_TRACEENDED']._serialized_end=2770
-  _globals['_HOOKOPENED']._serialized_start=2773
-  _globals['_HOOKOPENED']._serialized_end=2998
-  _globals['_SLEEPSTARTED']._serialized_start=3000
-  _globals['_SLEEPSTARTED']._serialized_end=3084
-  _globals['_OPERATORACTED']._serialized_start=3086
-  _globals['_OPERATORACTED']._serialized_end=3175
-  _globals['_CALLSTARTED']._serialized_start=3177
-  _globals['_CALLSTARTED']._serialized_end=3281
-  _globals['_SCOPEOPENED']._serialized_start=3283
-  _globals['_SCOPEOPENED']._serialized_end=3369
-  _globals['_ROUNDSTARTED']._serialized_start=3371
-  _globals['_ROUNDSTARTED']._serialized_end=3405
-  _globals['_ATTEMPTBEGAN']._serialized_start=3407
-  _globals['_ATTEMPTBEGAN']._serialized_end=3491
-  _globals['_TRACEPAUSED']._serialized_start=3493
-  _globals['_TRACEPAUSED']._serialized_end=3506
-  _globals['_TRACERESUMED']._serialized_start=3508
-  _globals['_TRACERESUMED']._serialized_end=3522
-  _globals['_TRACERELEASED']._serialized_start=3524
-  _globals['_TRACERELEASED']._serialized_end=3539
-  _globals['_TRACEFAILING']._serialized_start=3541
-  _globals['_TRACEFAILING']._serialized_end=3648
-  _globals['_TRACEREVIVED']._serialized_start=3650
-  _globals['_TRACEREVIVED']._serialized_end=3664
+  _globals['_EVENT']._serialized_end=1691
+  _globals['_TRACESTARTED']._serialized_start=1694
+  _globals['_TRACESTARTED']._serialized_end=1963
+  _globals['_TASKSCHEDULED']._serialized_start=1966
+  _globals['_TASKSCHEDULED']._serialized_end=2159
+  _globals['_NODESUCCEEDED']._serialized_start=2162
+  _globals['_NODESUCCEEDED']._serialized_end=2389
+  _globals['_ATTEMPTFAILED']._serialized_start=2392
+  _globals['_ATTEMPTFAILED']._serialized_end=2581
+  _globals['_NODEFAILED']._serialized_start=2584
+  _globals['_NODEFAILED']._serialized_end=2737
+  _globals['_NODESKIPPED']._serialized_start=2739
+  _globals['_NODESKIPPED']._serialized_end=2772
+  _globals['_TRACEENDED']._serialized_start=2775
+  _globals['_TRACEENDED']._serialized_end=2907
+  _globals['_HOOKOPENED']._serialized_start=2910
+  _globals['_HOOKOPENED']._serialized_end=3135
+  _globals['_SLEEPSTARTED']._serialized_start=3137
+  _globals['_SLEEPSTARTED']._serialized_end=3221
+  _globals['_OPERATORACTED']._serialized_start=3223
+  _globals['_OPERATORACTED']._serialized_end=3312
+  _globals['_CALLSTARTED']._serialized_start=3314
+  _globals['_CALLSTARTED']._serialized_end=3418
+  _globals['_SCOPEOPENED']._serialized_start=3420
+  _globals['_SCOPEOPENED']._serialized_end=3506
+  _globals['_ROUNDSTARTED']._serialized_start=3508
+  _globals['_ROUNDSTARTED']._serialized_end=3542
+  _globals['_ATTEMPTBEGAN']._serialized_start=3544
+  _globals['_ATTEMPTBEGAN']._serialized_end=3628
+  _globals['_ATTEMPTLOST']._serialized_start=3630
+  _globals['_ATTEMPTLOST']._serialized_end=3713
+  _globals['_ATTEMPTRESUMED']._serialized_start=3715
+  _globals['_ATTEMPTRESUMED']._serialized_end=3801
+  _globals['_TRACEPAUSED']._serialized_start=3803
+  _globals['_TRACEPAUSED']._serialized_end=3816
+  _globals['_TRACERESUMED']._serialized_start=3818
+  _globals['_TRACERESUMED']._serialized_end=3832
+  _globals['_TRACERELEASED']._serialized_start=3834
+  _globals['_TRACERELEASED']._serialized_end=3849
+  _globals['_TRACEFAILING']._serialized_start=3851
+  _globals['_TRACEFAILING']._serialized_end=3958
+  _globals['_TRACEREVIVED']._serialized_start=3960
+  _globals['_TRACEREVIVED']._serialized_end=3974
 # @@protoc_insertion_point(module_scope)

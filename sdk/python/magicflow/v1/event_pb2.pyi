@@ -51,6 +51,8 @@ class Event(_message.Message):
     TRACE_RELEASED_FIELD_NUMBER: _builtins.int
     TRACE_FAILING_FIELD_NUMBER: _builtins.int
     TRACE_REVIVED_FIELD_NUMBER: _builtins.int
+    ATTEMPT_LOST_FIELD_NUMBER: _builtins.int
+    ATTEMPT_RESUMED_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     """The partition whose log holds it."""
     sequence: _builtins.int
@@ -139,6 +141,14 @@ class Event(_message.Message):
     def trace_revived(self) -> Global___TraceRevived:
         """An ended trace runs again."""
 
+    @_builtins.property
+    def attempt_lost(self) -> Global___AttemptLost:
+        """The worker of an attempt disappeared; another one gets it."""
+
+    @_builtins.property
+    def attempt_resumed(self) -> Global___AttemptResumed:
+        """A worker that had disappeared came back and has the attempt still."""
+
     def __init__(
         self,
         *,
@@ -166,12 +176,14 @@ class Event(_message.Message):
         trace_released: Global___TraceReleased | None = ...,
         trace_failing: Global___TraceFailing | None = ...,
         trace_revived: Global___TraceRevived | None = ...,
+        attempt_lost: Global___AttemptLost | None = ...,
+        attempt_resumed: Global___AttemptResumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_began", b"attempt_began", "attempt_failed", b"attempt_failed", "call_started", b"call_started", "hook_opened", b"hook_opened", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "round_started", b"round_started", "scope_opened", b"scope_opened", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_failing", b"trace_failing", "trace_paused", b"trace_paused", "trace_released", b"trace_released", "trace_resumed", b"trace_resumed", "trace_revived", b"trace_revived", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_began", b"attempt_began", "attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_resumed", b"attempt_resumed", "call_started", b"call_started", "hook_opened", b"hook_opened", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "round_started", b"round_started", "scope_opened", b"scope_opened", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_failing", b"trace_failing", "trace_paused", b"trace_paused", "trace_released", b"trace_released", "trace_resumed", b"trace_resumed", "trace_revived", b"trace_revived", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_began", b"attempt_began", "attempt_failed", b"attempt_failed", "call_started", b"call_started", "hook_opened", b"hook_opened", "index", b"index", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "partition", b"partition", "round_started", b"round_started", "scope_opened", b"scope_opened", "sequence", b"sequence", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_failing", b"trace_failing", "trace_id", b"trace_id", "trace_paused", b"trace_paused", "trace_released", b"trace_released", "trace_resumed", b"trace_resumed", "trace_revived", b"trace_revived", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt_began", b"attempt_began", "attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_resumed", b"attempt_resumed", "call_started", b"call_started", "hook_opened", b"hook_opened", "index", b"index", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_succeeded", b"node_succeeded", "operator_acted", b"operator_acted", "partition", b"partition", "round_started", b"round_started", "scope_opened", b"scope_opened", "sequence", b"sequence", "sleep_started", b"sleep_started", "task_scheduled", b"task_scheduled", "trace_ended", b"trace_ended", "trace_failing", b"trace_failing", "trace_id", b"trace_id", "trace_paused", b"trace_paused", "trace_released", b"trace_released", "trace_resumed", b"trace_resumed", "trace_revived", b"trace_revived", "trace_started", b"trace_started", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["trace_started", "task_scheduled", "node_succeeded", "attempt_failed", "node_failed", "node_skipped", "trace_ended", "hook_opened", "sleep_started", "operator_acted", "call_started", "scope_opened", "round_started", "attempt_began", "trace_paused", "trace_resumed", "trace_released", "trace_failing", "trace_revived"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["trace_started", "task_scheduled", "node_succeeded", "attempt_failed", "node_failed", "node_skipped", "trace_ended", "hook_opened", "sleep_started", "operator_acted", "call_started", "scope_opened", "round_started", "attempt_began", "trace_paused", "trace_resumed", "trace_released", "trace_failing", "trace_revived", "attempt_lost", "attempt_resumed"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -682,6 +694,66 @@ class AttemptBegan(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptBegan: _TypeAlias = AttemptBegan  # noqa: Y015
+
+@_typing.final
+class AttemptLost(_message.Message):
+    """The worker of an attempt disappeared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's path."""
+    attempt: _builtins.int
+    """The attempt; it goes on with another worker."""
+    worker: _builtins.str
+    """The worker."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "node", b"node", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptLost: _TypeAlias = AttemptLost  # noqa: Y015
+
+@_typing.final
+class AttemptResumed(_message.Message):
+    """A worker came back with an attempt that it was taken to have lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node's path."""
+    attempt: _builtins.int
+    """The attempt."""
+    worker: _builtins.str
+    """The worker."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "node", b"node", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptResumed: _TypeAlias = AttemptResumed  # noqa: Y015
 
 @_typing.final
 class TracePaused(_message.Message):

@@ -32,6 +32,7 @@ class DeliverRequest(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     """The partition."""
     @_builtins.property
@@ -42,16 +43,21 @@ class DeliverRequest(_message.Message):
     def workers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The worker of each result, in the same order."""
 
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in `results` of attempts that have no result: their worker disappeared."""
+
     def __init__(
         self,
         *,
         partition: _builtins.int = ...,
         results: _abc.Iterable[_task_pb2.TaskResult] | None = ...,
         workers: _abc.Iterable[_builtins.str] | None = ...,
+        lost: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition", b"partition", "results", b"results", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "partition", b"partition", "results", b"results", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

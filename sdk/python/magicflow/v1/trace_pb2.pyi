@@ -320,6 +320,7 @@ class NodeState(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     PLAYBOOK_FIELD_NUMBER: _builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Its path: the node's code, with the domain before it (`pay/charge`, `each[3]/resize`)."""
     status: Global___NodeStatus.ValueType
@@ -336,6 +337,8 @@ class NodeState(_message.Message):
     """The playbook that the node runs inside, `app/name`; empty where it runs none."""
     snapshot_id: _builtins.int
     """The snapshot of that playbook."""
+    losses: _builtins.int
+    """How many workers have disappeared over the attempt under way."""
     @_builtins.property
     def input(self) -> _payload_pb2.Payload:
         """What the function received."""
@@ -377,10 +380,11 @@ class NodeState(_message.Message):
         wait: Global___WaitReason | None = ...,
         playbook: _builtins.str = ...,
         snapshot_id: _builtins.int = ...,
+        losses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "failure", b"failure", "input", b"input", "output", b"output", "started_at", b"started_at", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ended_at", b"ended_at", "failure", b"failure", "function", b"function", "input", b"input", "kind", b"kind", "output", b"output", "path", b"path", "playbook", b"playbook", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "status", b"status", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ended_at", b"ended_at", "failure", b"failure", "function", b"function", "input", b"input", "kind", b"kind", "losses", b"losses", "output", b"output", "path", b"path", "playbook", b"playbook", "snapshot_id", b"snapshot_id", "started_at", b"started_at", "status", b"status", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
