@@ -68,6 +68,8 @@ async def validate(
         examined = examine_text(text)
         if examined.playbook is not None:
             examined = examined.adding(check_types(examined.playbook, Nothing()))
+        if strict:
+            examined = examined.without_warnings()
         findings = [finding_message(finding) for finding in examined.findings]
     else:
         async with magicflow.Client() as client:

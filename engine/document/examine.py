@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.core.checks.rules import check
 from engine.core.findings import Finding
@@ -28,6 +28,11 @@ class Examined:
         located = _located(self.document, findings)
         merged = sorted((*self.findings, *located), key=lambda f: (f.line, f.column))
         return Examined(self.playbook, tuple(merged), self.document)
+
+    def without_warnings(self) -> Examined:
+        """The same with an error in the place of each warning."""
+        strict = tuple(replace(finding, warning=False) for finding in self.findings)
+        return replace(self, findings=strict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:

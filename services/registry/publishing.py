@@ -9,8 +9,7 @@ import structlog
 from engine.clock import Clock
 from engine.core.checks.types import check_types
 from engine.core.findings import Finding
-from engine.core.machine import MAX_DEPTH
-from engine.core.playbook import Map, Playbook, Repeat, Subplaybook, Task, canonical, checksum
+from engine.core.playbook import Playbook, canonical, checksum
 from engine.document.examine import Examined, examine_playbook, examine_text
 from engine.errors import Conflict, Invalid, NotFound
 from engine.snapshots import keys
@@ -19,6 +18,7 @@ from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Put, Require, Snapshots
 from engine.store.registry import RegistryStore
 from engine.wire.playbooks import violation
+from services.registry.calls import check_calls, check_rings
 from services.registry.surroundings import Surroundings
 
 _log = structlog.get_logger(__name__)
@@ -42,11 +42,13 @@ class Publishing:
         self._clock = clock
 
     async def examine(self, source: str | Playbook, strict: bool) -> Examined:
-        """Every finding: those of the playbook alone, and those that need the registry."""
+        """Every finding: those of the playbook alone, and those that need the registry. With
+        `strict` all of them are errors."""
         examined = examine_text(source) if isinstance(source, str) else examine_playbook(source)
         if examined.playbook is None:
             return examined
-        return examined.adding(await self._surroundings(examined.playbook, strict))
+        examined = examined.adding(await self._surroundings(examined.playbook))
+        return examined.without_warnings() if strict else examined
 
     async def publish(self, source: str | Playbook, strict: bool, by: str) -> Published:
         """Freezes the playbook. The same content again is the same snapshot.
@@ -107,67 +109,19 @@ class Publishing:
         _log.info("switched", playbook=playbook_id, snapshot=snapshot_id, before=previous)
         return previous
 
-    async def _surroundings(self, playbook: Playbook, strict: bool) -> list[Finding]:
-        grants = {
-            (row.owner, row.target)
+    async def _surroundings(self, playbook: Playbook) -> list[Finding]:
+        granted = frozenset(
+            row.target
             for row in await self._store.grants(playbook.app)
             if row.grantee == playbook.app
-        }
+        )
         surroundings = Surroundings(self._snapshots, self._functions)
         await surroundings.load(playbook)
-        findings = check_types(playbook, surroundings)
-        for node in playbook.nodes:
-            ring = surroundings.ring(playbook, node)
-            if ring:
-                findings.append(
-                    Finding(
-                        "RECURSION",
-                        f"nodes.{node.code}",
-                        f"the playbooks call each other in a ring: {' -> '.join(ring)}",
-                        mend=f"calls nest up to {MAX_DEPTH} deep: make sure that the ring ends",
-                        warning=True,
-                    )
-                )
-            path = f"nodes.{node.code}"
-            for target, is_function in _targets(node.kind):
-                owner = target.partition("/")[0]
-                granted = {(owner, target), (owner, f"{owner}/*")} & grants
-                if owner != playbook.app and not granted:
-                    findings.append(
-                        Finding(
-                            "GRANT_MISSING",
-                            path,
-                            f"{playbook.app} has no grant for {target}",
-                            target,
-                            f"the owner of {owner} gives it: "
-                            f"`magicflow grant create {target} {playbook.app}`",
-                        )
-                    )
-                if is_function and keys.function(target) not in self._functions.entries:
-                    findings.append(
-                        Finding(
-                            "FUNCTION_UNKNOWN",
-                            path,
-                            f"no worker has offered {target} yet",
-                            target,
-                            "start its worker, or check the name",
-                            warning=not strict,
-                        )
-                    )
-        return findings
-
-
-def _targets(kind: object) -> list[tuple[str, bool]]:
-    """What a node calls, and whether it is a function."""
-    match kind:
-        case Task():
-            return [(kind.function, True)]
-        case Subplaybook() | Repeat():
-            return [(kind.playbook, False)]
-        case Map():
-            return _targets(kind.body)
-        case _:
-            return []
+        return [
+            *check_types(playbook, surroundings),
+            *check_calls(playbook, granted, surroundings),
+            *check_rings(playbook, surroundings),
+        ]
 
 
 def refuse_errors(examined: Examined) -> Playbook:

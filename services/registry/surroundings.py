@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from engine.core.checks.dead_ends import certain_calls
 from engine.core.checks.flow import Signature
 from engine.core.playbook import UNSET, Map, Node, Playbook, Repeat, Subplaybook
 from engine.errors import MagicflowError
@@ -15,7 +17,7 @@ from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Snapshots
 from magicflow.v1.worker_pb2 import Function
 
-MAX_LOADED = 200  # playbooks that are looked at for one that is published
+MAX_LOADED = 200  # playbooks behind those that a published one calls itself
 
 Callee = tuple[str, int]  # app/name, snapshot; 0: the active one
 
@@ -27,13 +29,16 @@ class Surroundings:
         self._snapshots = snapshots
         self._functions = functions
         self._playbooks: dict[Callee, Playbook | None] = {}
+        self._missing: dict[Callee, str] = {}
+        self._ending: set[Callee] = set()  # no way from these leads round
 
     async def load(self, playbook: Playbook) -> None:
         """Everything that the playbook calls, and what that calls, as it stands now. What
         cannot be read is unknown. Errors: `Unavailable`."""
-        todo = list(callees(playbook))
-        while todo and len(self._playbooks) < MAX_LOADED:
-            callee = todo.pop()
+        todo = deque(callees(playbook))
+        most = len(todo) + MAX_LOADED
+        while todo and len(self._playbooks) < most:
+            callee = todo.popleft()
             if callee not in self._playbooks:
                 found = await self._find(callee)
                 self._playbooks[callee] = found
@@ -43,18 +48,27 @@ class Surroundings:
         name, snapshot_id = callee
         number = await self._snapshots.get(keys.name(name))
         if number is None:
+            self._missing[callee] = "PLAYBOOK_NOT_FOUND"
             return None
         playbook_id = int(number.value)
         if not snapshot_id:
             active = await self._snapshots.get(keys.active(playbook_id))
             if active is None:
+                self._missing[callee] = "PLAYBOOK_NOT_ACTIVE"
                 return None
             snapshot_id = parse_version(active.value)
         entry = await self._snapshots.get(keys.snapshot(playbook_id, snapshot_id))
+        if entry is None:
+            self._missing[callee] = "SNAPSHOT_NOT_FOUND"
+            return None
         try:
-            return None if entry is None else unpack(entry.value)
+            return unpack(entry.value)
         except MagicflowError:
             return None
+
+    def missing(self, callee: Callee) -> str:
+        """The code that a call would fail with now; empty when it would find its snapshot."""
+        return self._missing.get(callee, "")
 
     def function(self, name: str) -> Signature | None:
         data = self._functions.entries.get(keys.function(name))
@@ -71,22 +85,52 @@ class Surroundings:
 
     def ring(self, playbook: Playbook, node: Node) -> list[str]:
         """The names on a way of calls from the node back to the playbook itself, through at least
-        one other; empty without one."""
+        one other; empty without one. What is pinned is an older one, and followed as such."""
+        itself = (playbook.full_name, 0)
         start = _callee(node)
-        if start is None or start[0] == playbook.full_name:
+        if start is None or start == itself:
             return []
-        ways = [(start, [start[0]])]
+        ways: list[tuple[Callee, ...]] = [(start,)]
         seen = {start}
         while ways:
-            callee, way = ways.pop()
-            found = self._playbooks.get(callee)
-            for further in callees(found) if found is not None else ():
-                if further[0] == playbook.full_name:
-                    return [playbook.full_name, *way, playbook.full_name]
+            way = ways.pop()
+            for further in self._calls(way[-1]):
+                if further == itself:
+                    return [_written(callee) for callee in (itself, *way, itself)]
                 if further not in seen:
                     seen.add(further)
-                    ways.append((further, [*way, further[0]]))
+                    ways.append((*way, further))
         return []
+
+    def endless(self, playbook: Playbook, node: Node) -> list[str]:
+        """The names on a way of calls that begins with the node's and goes on with those that
+        every run makes, if it comes to a playbook for the second time, through at least one
+        other; empty without one."""
+        itself = (playbook.full_name, 0)
+        start = _callee(node)
+        if start is None or start == itself:
+            return []
+        return [_written(callee) for callee in self._way_round((itself, start))]
+
+    def _way_round(self, way: tuple[Callee, ...]) -> tuple[Callee, ...]:
+        for further in self._certain_calls(way[-1]):
+            if further in way:
+                return (*way, further)
+            if further not in self._ending:
+                found = self._way_round((*way, further))
+                if found:
+                    return found
+        self._ending.add(way[-1])
+        return ()
+
+    def _certain_calls(self, callee: Callee) -> list[Callee]:
+        found = self._playbooks.get(callee)
+        calls = () if found is None else map(_callee, certain_calls(found))
+        return [call for call in calls if call is not None]
+
+    def _calls(self, callee: Callee) -> Iterator[Callee]:
+        found = self._playbooks.get(callee)
+        return callees(found) if found is not None else iter(())
 
 
 def callees(playbook: Playbook) -> Iterator[Callee]:
@@ -102,6 +146,11 @@ def _callee(node: Node) -> Callee | None:
     if isinstance(body, Subplaybook | Repeat):
         return body.playbook, body.snapshot_id
     return None
+
+
+def _written(callee: Callee) -> str:
+    name, snapshot_id = callee
+    return f"{name}@{snapshot_id}" if snapshot_id else name
 
 
 def _set(schema: Any) -> Any | None:

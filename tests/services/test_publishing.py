@@ -20,9 +20,15 @@ from magicflow.v1.worker_pb2 import Function
 from services.registry.publishing import Publishing
 
 
-class NoGrants:
+class Grants:
+    def __init__(self) -> None:
+        self._rows: list[Any] = []
+
+    def give(self, target: str, grantee: str) -> None:
+        self._rows.append(SimpleNamespace(target=target, grantee=grantee))
+
     async def grants(self, app: str) -> list[Any]:
-        return []
+        return self._rows
 
 
 class Registry:
@@ -31,6 +37,7 @@ class Registry:
     def __init__(self) -> None:
         self.snapshots = MemorySnapshots()
         self.entries: dict[str, bytes] = {}
+        self.grants = Grants()
         self._count = 0
 
     def offers(self, name: str, input: Any = None, output: Any = None) -> None:
@@ -40,24 +47,31 @@ class Registry:
         function = Function(name=name, input_schema=text(input), output_schema=text(output))
         self.entries[keys.function(name)] = function.SerializeToString()
 
-    async def has(self, document: str) -> None:
+    async def has(self, document: str, live: bool = True) -> int:
+        """Publishes the playbook; the number is that of its snapshot."""
         playbook = examine_text(document).playbook
         assert playbook is not None
         self._count += 1
         number = self._count
         await self.snapshots.put(keys.snapshot(number, number), pack(playbook))
         await self.snapshots.put(keys.name(playbook.full_name), str(number).encode())
-        await self.snapshots.put(keys.active(number), version(number))
+        if live:
+            await self.snapshots.put(keys.active(number), version(number))
+        return number
 
     async def finds(self, document: str) -> list[Finding]:
+        """What is wrong, but for functions that nobody offers."""
+        found = await self.finds_all(document)
+        return [finding for finding in found if finding.code != "FUNCTION_UNKNOWN"]
+
+    async def finds_all(self, document: str, strict: bool = False) -> list[Finding]:
         publishing = Publishing(
-            cast(RegistryStore, NoGrants()),
+            cast(RegistryStore, self.grants),
             self.snapshots,
             cast(Mirror, SimpleNamespace(entries=self.entries)),
             Clock(),
         )
-        examined = await publishing.examine(document, strict=False)
-        return [finding for finding in examined.findings if finding.code != "FUNCTION_UNKNOWN"]
+        return list((await publishing.examine(document, strict)).findings)
 
 
 @pytest.fixture
@@ -99,9 +113,86 @@ async def test_an_input_that_can_never_fit_a_called_playbook_is_found(registry: 
     assert [finding.code for finding in found] == ["TYPE_CLASH"]
 
 
-async def test_what_is_not_known_is_no_fault(registry: Registry) -> None:
-    document = HEAD + "nodes: {c: {playbook: nowhere}, d: {task: f, input: {x: 1}}}"
+async def test_the_schema_of_what_is_not_known_is_no_fault(registry: Registry) -> None:
+    assert await registry.finds(HEAD + "nodes: {d: {task: f, input: {x: 1}}}") == []
+
+
+# What is called.
+
+
+async def test_what_undoes_a_node_needs_a_grant_like_any_function(registry: Registry) -> None:
+    document = HEAD + "nodes: {p: {task: f, compensate: {task: bank/undo}}}"
+    [found] = await registry.finds(document)
+    assert (found.code, found.path) == ("GRANT_MISSING", "nodes.p.compensate.task")
+    assert (found.warning, found.line) == (False, 3)
+    registry.grants.give("bank/undo", "a")
     assert await registry.finds(document) == []
+
+
+async def test_what_undoes_a_node_is_looked_for_like_any_function(registry: Registry) -> None:
+    registry.offers("a/f")
+    document = HEAD + "nodes: {p: {task: f, compensate: {task: undo}}}"
+    [found] = await registry.finds_all(document)
+    assert (found.code, found.path) == ("FUNCTION_UNKNOWN", "nodes.p.compensate.task")
+    registry.offers("a/undo")
+    assert await registry.finds_all(document) == []
+
+
+async def test_an_input_that_never_fits_what_undoes_a_node_is_found(registry: Registry) -> None:
+    registry.offers("a/undo", input=PRICED)
+    document = HEAD + "nodes: {p: {task: f, compensate: {task: undo, input: {total: much}}}}"
+    [found] = await registry.finds(document)
+    assert (found.code, found.path) == ("TYPE_CLASH", "nodes.p.compensate.input.total")
+
+
+async def test_a_grant_for_a_whole_app_is_one_for_each_of_its_functions(registry: Registry) -> None:
+    document = HEAD + "nodes: {p: {task: bank/pay}}"
+    [found] = await registry.finds(document)
+    assert (found.code, found.path) == ("GRANT_MISSING", "nodes.p.task")
+    registry.grants.give("bank/*", "a")
+    assert await registry.finds(document) == []
+
+
+async def test_a_playbook_that_is_not_there_is_found(registry: Registry) -> None:
+    [found] = await registry.finds(HEAD + "nodes: {c: {playbook: nowhere}}")
+    assert (found.code, found.path) == ("PLAYBOOK_NOT_FOUND", "nodes.c.playbook")
+    assert found.warning
+
+
+async def test_a_playbook_that_is_not_live_is_found(registry: Registry) -> None:
+    number = await registry.has("playbook: q\napp: a\nnodes: {x: {nop: {}}}", live=False)
+    [found] = await registry.finds(
+        HEAD + f"nodes: {{c: {{map: {{over: [1], playbook: q}}}}, d: {{playbook: q@{number}}}}}"
+    )
+    assert (found.code, found.path) == ("PLAYBOOK_NOT_ACTIVE", "nodes.c.map.playbook")
+    assert found.warning
+
+
+async def test_a_pinned_snapshot_that_is_not_there_is_found(registry: Registry) -> None:
+    await registry.has("playbook: q\napp: a\nnodes: {x: {nop: {}}}")
+    [found] = await registry.finds(
+        HEAD + "nodes: {c: {repeat: {playbook: q@99, until: $$ == 1, max: 2}}}"
+    )
+    assert (found.code, found.path) == ("SNAPSHOT_NOT_FOUND", "nodes.c.repeat.playbook")
+    assert found.warning
+
+
+async def test_a_playbook_that_calls_itself_need_not_be_there_yet(registry: Registry) -> None:
+    [found] = await registry.finds(HEAD + "nodes: {c: {map: {over: $$$, playbook: top}}}")
+    assert (found.code, found.warning) == ("RECURSION", True)
+
+
+async def test_strictly_every_warning_is_an_error(registry: Registry) -> None:
+    document = HEAD + (
+        "nodes: {c: {playbook: nowhere}, f: {task: f}, m: {map: {over: $$$, playbook: top}}}"
+    )
+    kept = await registry.finds_all(document)
+    assert {f.code for f in kept} == {"PLAYBOOK_NOT_FOUND", "FUNCTION_UNKNOWN", "RECURSION"}
+    assert all(finding.warning for finding in kept)
+    assert not any(finding.warning for finding in await registry.finds_all(document, strict=True))
+
+
+# Rings.
 
 
 async def test_a_ring_of_playbooks_is_spelled_out(registry: Registry) -> None:
@@ -110,3 +201,53 @@ async def test_a_ring_of_playbooks_is_spelled_out(registry: Registry) -> None:
     [found] = await registry.finds(HEAD + "nodes: {c: {playbook: one}, d: {task: f}}")
     assert (found.code, found.warning) == ("RECURSION", True)
     assert "a/top -> a/one -> a/two -> a/top" in found.message
+
+
+ONE = "playbook: one\napp: a\nnodes: {x: {playbook: two}}"
+
+
+async def test_a_ring_that_every_run_goes_round_is_an_error(registry: Registry) -> None:
+    await registry.has(ONE)
+    await registry.has("playbook: two\napp: a\nnodes: {x: {playbook: top}}")
+    [found] = await registry.finds(HEAD + "nodes: {c: {playbook: one}, d: {task: f}}")
+    assert (found.code, found.path, found.warning) == ("RECURSION", "nodes.c", False)
+    assert "a/top -> a/one -> a/two -> a/top" in found.message
+
+
+async def test_a_ring_of_others_that_every_run_falls_into_is_an_error(registry: Registry) -> None:
+    await registry.has(ONE)
+    await registry.has("playbook: two\napp: a\nnodes: {x: {playbook: one}}")
+    [found] = await registry.finds(HEAD + "nodes: {c: {playbook: one}}")
+    assert (found.code, found.warning) == ("RECURSION", False)
+    assert "a/top -> a/one -> a/two -> a/one" in found.message
+
+
+@pytest.mark.parametrize("where", ["top", "two"])
+async def test_a_ring_with_a_condition_in_it_is_a_warning(registry: Registry, where: str) -> None:
+    def call(name: str) -> str:
+        if name != where:
+            return "nodes: {c: {playbook: %s}}"
+        return (
+            "nodes: {a: {nop: {}}, c: {playbook: %s}, e: {nop: {}}}\n"
+            "edges: [{from: a, to: c, when: $$.n > 0}, {from: a, to: e, otherwise: true}]"
+        )
+
+    await registry.has(ONE)
+    await registry.has("playbook: two\napp: a\n" + call("two") % "top")
+    [found] = await registry.finds(HEAD + call("top") % "one")
+    assert (found.code, found.path, found.warning) == ("RECURSION", "nodes.c", True)
+
+
+async def test_a_pinned_snapshot_in_the_ring_is_an_older_one(registry: Registry) -> None:
+    older = await registry.has(HEAD + "nodes: {d: {task: f}}")
+    await registry.has(f"playbook: one\napp: a\nnodes: {{x: {{playbook: top@{older}}}}}")
+    assert await registry.finds(HEAD + "nodes: {c: {playbook: one}}") == []
+
+
+async def test_a_ring_that_no_single_way_shows_is_found(registry: Registry) -> None:
+    """Two calls of one playbook, whose callees call each other."""
+    await registry.has(ONE)
+    await registry.has("playbook: two\napp: a\nnodes: {x: {playbook: one}, y: {nop: {}}}")
+    await registry.has("playbook: both\napp: a\nnodes: {x: {playbook: one}, y: {playbook: two}}")
+    [found] = await registry.finds(HEAD + "nodes: {c: {playbook: both}}")
+    assert (found.code, found.warning) == ("RECURSION", False)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from engine.core.checks.routes import Routes
 from engine.core.checks.shadows import dead_edges
 from engine.core.findings import Finding, shorten
-from engine.core.playbook import Kind, Map, Playbook, Repeat, Subplaybook
+from engine.core.playbook import Kind, Map, Node, Playbook, Repeat, Subplaybook
 
 
 def dead_ends(playbook: Playbook) -> Iterator[Finding]:
@@ -45,6 +45,19 @@ def _recursion(playbook: Playbook, routes: Routes) -> Iterator[Finding]:
             message = f"{node.code} calls {name} itself; 16 calls deep it fails"
             mend = "see that its condition ends the recursion, or use repeat or map"
             yield Finding("RECURSION", path, message, name, mend, warning=True)
+
+
+def certain_calls(playbook: Playbook) -> list[Node]:
+    """The nodes that call a playbook in every run which no unhandled failure ends before. A map
+    may have nothing to do."""
+    calls = [node for node in playbook.nodes if isinstance(node.kind, Subplaybook | Repeat)]
+    if not calls:
+        return []
+    try:
+        routes = Routes(playbook, dead_edges(playbook))
+    except ValueError:
+        return []
+    return [node for node in calls if routes.always_runs(node.code)]
 
 
 def _calls(kind: Kind) -> list[str]:
