@@ -35,12 +35,12 @@ from engine.core.machine import Call as Called
 from engine.core.payload import Payload, of_value
 from engine.core.places import path_of
 from engine.core.playbook import DEFAULT_PRIORITY, UNSET, Subplaybook
-from engine.core.reruns import NoSuchNode, outcomes_before
+from engine.core.reruns import outcomes_before
 from engine.core.state import TraceState, drawn
 from engine.core.status import TraceStatus
 from engine.core.steering import Verb
 from engine.core.validation import complaint
-from engine.errors import AlreadyExists, Invalid, MagicflowError, NotFound
+from engine.errors import AlreadyExists, Invalid, MagicflowError
 from engine.ids import make
 from engine.rpc.status import CODES, describe
 from engine.wire.traces import EventWriter, trace_message
@@ -161,10 +161,7 @@ class CoreWay:
         graph = self._shelf.find(playbook, snapshot_id or former.snapshot_id)
         patch = None if act.value is ABSENT else of_value(act.value)
         value = former.input if act.node or patch is None else patch
-        try:
-            outcomes = outcomes_before(self._shelf, former, graph, act.node)
-        except NoSuchNode as error:
-            raise NotFound(str(error), reason="NODE_NOT_FOUND") from error
+        outcomes = outcomes_before(self._shelf, former, graph, act.node)
         _check_input(graph, value)
         started = _started(graph, value, self._agenda.now, priority=former.priority)
         started = msgspec.structs.replace(started, rerun_of=former.trace_id)

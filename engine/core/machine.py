@@ -46,6 +46,8 @@ from engine.core.payload import NULL, NotJson, Payload, json_text, of_value, to_
 from engine.core.places import depth_of, is_reached, path_of
 from engine.core.playbook import UNSET, Hook, Join, Map, Repeat, Sleep, Subplaybook
 from engine.core.references import MISSING, Reference
+from engine.core.reruns import Outcome as Outcome
+from engine.core.reruns import Taken
 from engine.core.retry import is_poison, wait_before_next
 from engine.core.state import (
     MAX_ENV,
@@ -145,21 +147,19 @@ class Call:
 
 Command = Succeeded | Failed | Began | Lost | Resumed | TimerFired | Call
 
-Outcome = Payload | Failure  # of a node whose outcome a rerun takes over
-
 
 def start(
     graphs: Graphs,
     trace_id: bytes,
     event: TraceStarted,
     now: int,
-    outcomes: Mapping[int, Outcome] | None = None,
+    taken: Mapping[int, Taken] | None = None,
     record: OperatorActed | None = None,
 ) -> tuple[TraceState, list[Event]]:
     """The first events of a trace; the state is as after them. Of a rerun, `record` says who
-    wanted it, and nodes in `outcomes` do not run: their outcomes are taken over."""
+    wanted it, and nodes in `taken` do not run: what became of them is taken over."""
     state = begin(graphs, trace_id, event, now)
-    turn = Turn(graphs, state, now, outcomes)
+    turn = Turn(graphs, state, now, taken)
     turn.events.append(event)
     if record is not None:
         turn.emit(record)
@@ -227,20 +227,20 @@ class Turn:
     becomes recursion. A trace that is paused keeps what has settled and decides nothing more:
     `look_everywhere` finds it again."""
 
-    __slots__ = ("data", "events", "graphs", "look", "now", "outcomes", "ready", "state")
+    __slots__ = ("data", "events", "graphs", "look", "now", "ready", "state", "taken")
 
     def __init__(
         self,
         graphs: Graphs,
         state: TraceState,
         now: int,
-        outcomes: Mapping[int, Outcome] | None = None,
+        taken: Mapping[int, Taken] | None = None,
     ) -> None:
         self.graphs = graphs
         self.state = state
         self.now = now
         self.data = Data(graphs, state)
-        self.outcomes = outcomes
+        self.taken = taken
         self.events: list[Event] = []
         self.ready: deque[tuple[int, int]] = deque()
         self.look: deque[int] = deque()
@@ -443,16 +443,19 @@ class Turn:
         node = self.drawn(scope, index)
         if not (state.taken or node.starts):
             self.skip(scope, index)
-        elif self.outcomes is not None and scope == ROOT and index in self.outcomes:
-            self._take_over(index, self.outcomes[index])
+        elif self.taken is not None and scope == ROOT and index in self.taken:
+            self._take_over(index, self.taken[index])
         else:
             self._enter(scope, index, node, state)
 
-    def _take_over(self, index: int, outcome: Outcome) -> None:
-        if isinstance(outcome, Failure):
-            self.fail(ROOT, index, outcome.attempt, outcome)
+    def _take_over(self, index: int, taken: Taken) -> None:
+        """The env that the node has set is there since the start of the trace."""
+        if taken.failure is not None:
+            self.fail(ROOT, index, taken.failure.attempt, taken.failure)
+        elif taken.output is not None:
+            self.succeed(ROOT, index, 0, taken.output, chosen=taken.chosen)
         else:
-            self.succeed(ROOT, index, 0, outcome)
+            self.skip(ROOT, index)
 
     def _enter(self, scope: int, index: int, node: GraphNode, state: NodeState) -> None:
         try:
@@ -722,15 +725,19 @@ class Turn:
         env: bytes = b"",
         worker: str = "",
         began_at: int = 0,
+        chosen: int = -1,
     ) -> None:
-        """The node has this output; its edges are resolved."""
+        """The node has this output; its edges are resolved. `chosen` is the choice edge to take,
+        where that is known."""
         node = self.drawn(scope, index)
         taken: tuple[int, ...] = tuple([edge.index for edge in node.parallel])
-        if node.choices:
-            chosen = self._choose(scope, index, node, attempt, output, env, worker)
-            if chosen is None:
+        if chosen >= 0:
+            taken = tuple(sorted((*taken, chosen)))
+        elif node.choices:
+            edge = self._choose(scope, index, node, attempt, output, env, worker)
+            if edge is None:
                 return
-            taken = tuple(sorted((*taken, chosen.index)))
+            taken = tuple(sorted((*taken, edge.index)))
         elif node.otherwise is not None:
             taken = tuple(sorted((*taken, node.otherwise.index)))
         self.emit(NodeSucceeded(index, attempt, output, taken, env, worker, began_at, scope))

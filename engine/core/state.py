@@ -46,6 +46,10 @@ from engine.core.status import NodeStatus, TraceStatus
 ROOT = 0
 MAX_ENV = 65_536  # bytes of the trace-wide env
 
+Setters = dict[str, list[tuple[int, Any]]]
+"""For keys of the env, which of the trace's own nodes has set which value, in the order in which
+that was accepted; of each node the last. What happens inside a node is the node's doing."""
+
 
 class Graphs(Protocol):
     """What the core may ask about playbooks. Every answer that decides something is recorded in
@@ -144,6 +148,7 @@ class TraceState(msgspec.Struct, array_like=True):
     rerun_of: bytes = b""
     patched: int = -1
     patch: Payload | None = None
+    setters: Setters = {}
 
     @property
     def nodes(self) -> list[NodeState]:
@@ -208,13 +213,14 @@ def begin(graphs: Graphs, trace_id: bytes, event: TraceStarted, at: int) -> Trac
         started_at=at,
         by=event.by,
         scopes=[_playbook_scope(graph, -1, -1, event.playbook_id, event.input, 1)],
-        env=dict(graph.drawn.env),
+        env={**graph.drawn.env, **{key: given[-1][1] for key, given in event.setters.items()}},
         start_at=event.start_at if event.start_at > at else 0,
         timeout_from=at,
         priority=event.priority,
         rerun_of=event.rerun_of,
         patched=event.patched,
         patch=event.patch,
+        setters={key: list(given) for key, given in event.setters.items()},
     )
 
 
@@ -288,8 +294,8 @@ def _scope_opened(graphs: Graphs, state: TraceState, event: ScopeOpened, at: int
         state.scopes.append(
             _playbook_scope(graph, event.scope, event.node, event.playbook_id, node.input, first)
         )
-        for key, value in graph.drawn.env.items():
-            state.env.setdefault(key, value)
+        missing = {k: v for k, v in graph.drawn.env.items() if k not in state.env}
+        _set_env(state, event.scope, event.node, missing)
         return
     count = len(list_items(node.input)) if event.kind is ScopeKind.MAP else 0
     state.scopes.append(
@@ -337,7 +343,7 @@ def _hook_opened(graphs: Graphs, state: TraceState, event: HookOpened, at: int) 
     node.began_at = event.began_at
     node.failure = None
     if event.env:
-        _merge_env(state, event.env)
+        _set_env(state, event.scope, event.node, _env_decoder.decode(event.env))
 
 
 def _sleep_started(graphs: Graphs, state: TraceState, event: SleepStarted, at: int) -> None:
@@ -376,7 +382,7 @@ def _node_succeeded(graphs: Graphs, state: TraceState, event: NodeSucceeded, at:
     node.began_at = event.began_at
     node.failure = None
     if event.env:
-        _merge_env(state, event.env)
+        _set_env(state, event.scope, event.node, _env_decoder.decode(event.env))
     _settle(state, event.scope, event.node, NodeStatus.SUCCEEDED, at)
     if scope.kind is ScopeKind.PLAYBOOK:
         done = graphs.graph(scope.snapshot_id).nodes[event.node]
@@ -386,8 +392,22 @@ def _node_succeeded(graphs: Graphs, state: TraceState, event: NodeSucceeded, at:
             state.completed.append((event.scope, event.node))
 
 
-def _merge_env(state: TraceState, env: bytes) -> None:
-    state.env.update(_env_decoder.decode(env))
+def _set_env(state: TraceState, scope: int, index: int, changes: dict[str, Any]) -> None:
+    state.env.update(changes)
+    own = own_node(state, scope, index)
+    for key, value in changes.items():
+        others = [given for given in state.setters.get(key, ()) if given[0] != own]
+        state.setters[key] = [*others, (own, value)]
+
+
+def own_node(state: TraceState, scope: int, index: int) -> int:
+    """The node of the trace's own playbook that the place is, or is inside of; what compensates
+    a node belongs to it."""
+    while scope != ROOT:
+        here = state.scopes[scope]
+        compensates = here.kind is ScopeKind.COMPENSATION
+        scope, index = here.undo[index] if compensates else (here.parent, here.node)
+    return index
 
 
 def _attempt_failed(graphs: Graphs, state: TraceState, event: AttemptFailed, at: int) -> None:

@@ -25,6 +25,8 @@ from engine.core.machine import MAX_PAYLOAD, Outcome, Turn, start
 from engine.core.payload import NULL, Payload
 from engine.core.places import Place, find
 from engine.core.playbook import Hook
+from engine.core.refusal import Refused as Refused
+from engine.core.reruns import setters, unpack
 from engine.core.state import (
     ROOT,
     Graphs,
@@ -64,16 +66,6 @@ class Act:
     approve: bool = True
     compensate: bool = False
     nodes: tuple[str, ...] = ()
-
-
-class Refused(Exception):
-    """The state does not allow the act. `reason` is one of the contract's error reasons."""
-
-    def __init__(self, reason: str, message: str, mend: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.mend = mend
 
 
 def steer(graphs: Graphs, state: TraceState, act: Act, now: int) -> list[Event]:
@@ -117,8 +109,10 @@ def rerun(
     place = graphs.graph(started.snapshot_id).by_code.get(act.node, -1)
     if place >= 0 and act.payload is not None:
         started = replace(started, patched=place, patch=act.payload)
+    taken = {place: unpack(outcome) for place, outcome in outcomes.items()}
+    started = replace(started, setters=setters(taken))
     record = OperatorActed(act.verb, act.by, act.why, place)
-    return start(graphs, trace_id, started, now, outcomes, record)
+    return start(graphs, trace_id, started, now, taken, record)
 
 
 def retry(graphs: Graphs, ended: TraceState, act: Act, now: int) -> tuple[TraceState, list[Event]]:
@@ -143,7 +137,7 @@ def _check_retry(graphs: Graphs, state: TraceState, act: Act) -> None:
         raise Refused("TRACE_STATE", "the trace has succeeded: nothing failed", mend)
     if any(scope.undo for scope in state.scopes):
         message = "compensations have undone what the failed nodes rest on"
-        raise Refused("TRACE_STATE", message, "rerun it from a node, or trigger it anew")
+        raise Refused("TRACE_STATE", message, "rerun it from the start, without a node")
     if not act.nodes:
         return
     failed = {place for place in unhandled(state) if place[0] == ROOT}

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.core.events import Event, TraceEnded, TraceStarted
 from engine.core.journal import UNKNOWN, Entry, Frame, follows
 from engine.core.status import TraceStatus
-from engine.errors import Conflict, Invalid
+from engine.errors import Conflict
 from engine.ids import SHARDS, shard_of
 from engine.store import tables
 from engine.store.sql import Database
@@ -260,10 +260,3 @@ def _started_row(trace_id: str, event: TraceStarted, at: int) -> dict[str, Any]:
         "triggered_by": event.by[:128],
         "failure_code": "",
     }
-
-
-def page_size(asked: int, standard: int, largest: int) -> int:
-    """Errors: `Invalid` beyond the limit."""
-    if asked > largest:
-        raise Invalid(f"page_size is {asked}; {largest} are allowed")
-    return asked or standard

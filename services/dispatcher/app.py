@@ -18,6 +18,7 @@ from engine.snapshots.port import Snapshots
 from magicflow.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from magicflow.v1.partition_service_pb2_grpc import add_PartitionServiceServicer_to_server
 from services.dispatcher.gateway import Gateway
+from services.dispatcher.letters import Letters
 from services.dispatcher.owners import OwnerFinder
 from services.dispatcher.ownership import Ownership
 from services.dispatcher.roster import Roster
@@ -56,7 +57,7 @@ class Dispatcher:
             Registration(
                 NAMES[0],
                 add_DispatchServiceServicer_to_server,
-                DispatchServicer(self._gateway, me.name),
+                DispatchServicer(self._gateway, Letters(bus.dead), me.name),
             ),
             Registration(
                 NAMES[1],

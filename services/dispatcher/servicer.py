@@ -11,7 +11,7 @@ import grpc.aio
 from engine.bus.triggers import decode_triggers
 from engine.core.state import TraceState, dump
 from engine.core.steering import Act, Verb
-from engine.errors import Invalid, NotFound, Unavailable, Unimplemented, WrongState
+from engine.errors import Invalid, NotFound, Unavailable, WrongState
 from engine.ids import parse_trace_id, partition_of
 from engine.rpc.interceptors import caller
 from engine.security.tokens import EVERY_APP, Identity
@@ -30,6 +30,7 @@ from magicflow.v1.task_pb2 import (
 )
 from magicflow.v1.worker_pb2 import Worker, WorkerHello, WorkerWelcome
 from services.dispatcher.gateway import Gateway, result_of
+from services.dispatcher.letters import Letters
 from services.dispatcher.ownership import Ownership
 from services.dispatcher.processor import Processor
 from services.dispatcher.sessions import FRAME_TASKS, HEARTBEAT, Session
@@ -41,8 +42,9 @@ MAX_POLL = 60.0  # seconds
 class DispatchServicer(DispatchServiceServicer):
     """Sessions of workers, streamed or polled."""
 
-    def __init__(self, gateway: Gateway, instance: str) -> None:
+    def __init__(self, gateway: Gateway, letters: Letters, instance: str) -> None:
         self._gateway = gateway
+        self._letters = letters
         self._instance = instance
 
     async def Work(
@@ -162,14 +164,27 @@ class DispatchServicer(DispatchServiceServicer):
         receipt = await self._gateway.command(request.worker_id, request.command, timeout)
         return pb.SendCommandResponse(receipt=receipt)
 
-    async def ListDeadLetters(self, request: Any, context: Any) -> Any:
-        raise _later("ListDeadLetters")
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Any
+    ) -> pb.ListDeadLettersResponse:
+        return await self._letters.page(request)
 
-    async def ReplayDeadLetter(self, request: Any, context: Any) -> Any:
-        raise _later("ReplayDeadLetter")
+    async def GetDeadLetter(
+        self, request: pb.GetDeadLetterRequest, context: Any
+    ) -> pb.GetDeadLetterResponse:
+        return pb.GetDeadLetterResponse(dead_letter=await self._letters.one(request.id))
 
-    async def DropDeadLetter(self, request: Any, context: Any) -> Any:
-        raise _later("DropDeadLetter")
+    async def ReplayDeadLetter(
+        self, request: pb.ReplayDeadLetterRequest, context: Any
+    ) -> pb.ReplayDeadLetterResponse:
+        await self._letters.replay(request.id)
+        return pb.ReplayDeadLetterResponse()
+
+    async def DropDeadLetter(
+        self, request: pb.DropDeadLetterRequest, context: Any
+    ) -> pb.DropDeadLetterResponse:
+        await self._letters.drop(request.id)
+        return pb.DropDeadLetterResponse()
 
     async def _join(self, hello: WorkerHello) -> Session:
         identity = caller()
@@ -206,10 +221,6 @@ def _worker_app(identity: Identity, hello: WorkerHello) -> str:
 
 def _id_key(message: Any) -> tuple[bytes, str, int]:
     return message.trace_id, message.node, message.attempt
-
-
-def _later(name: str) -> Unimplemented:
-    return Unimplemented(f"{name} is not available in this version")
 
 
 class PartitionServicer(PartitionServiceServicer):

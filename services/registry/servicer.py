@@ -12,12 +12,12 @@ from engine.core.playbook import Playbook
 from engine.document.reading import to_data
 from engine.errors import Invalid, Unimplemented
 from engine.rpc.interceptors import caller
+from engine.rpc.paging import page_size
 from engine.security.tokens import EVERY_APP, SCOPES, Tokens
 from engine.snapshots import keys
 from engine.snapshots.library import parse_version
 from engine.snapshots.membership import decode_claim, decode_member
 from engine.snapshots.port import Snapshots
-from engine.store.journals import page_size
 from engine.store.registry import RegistryStore
 from engine.wire.playbooks import finding_message, playbook, playbook_message
 from engine.wire.values import timestamp

@@ -19,11 +19,12 @@ from engine.errors import Invalid, NotFound, Unavailable, Unimplemented
 from engine.ids import born_at, parse_trace_id
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.interceptors import caller
+from engine.rpc.paging import page_size
 from engine.rpc.status import from_call
 from engine.security.tokens import EVERY_APP
 from engine.snapshots.callees import Callees
 from engine.snapshots.library import Library
-from engine.store.journals import Chapter, Execution, Journals, page_size
+from engine.store.journals import Chapter, Execution, Journals
 from engine.wire.traces import EventWriter, trace_message
 from engine.wire.values import timestamp
 from magicflow.v1 import trace_pb2

@@ -8,7 +8,8 @@ from engine.bus.triggers import Rerun, StartTrace
 from engine.clock import Clock
 from engine.core.failure import Failure
 from engine.core.payload import Payload
-from engine.core.reruns import NoSuchNode, outcomes_before
+from engine.core.refusal import Refused
+from engine.core.reruns import outcomes_before
 from engine.core.state import TraceState, load
 from engine.core.steering import Verb
 from engine.errors import MagicflowError, NotFound, Unavailable, WrongState
@@ -64,7 +65,7 @@ class Operations:
     async def rerun(
         self, trace_id: bytes, node: str, value: Payload | None, snapshot_id: int, why: str
     ) -> StartTrace:
-        """The trigger of the new trace. Errors: `NotFound`, `Unavailable`."""
+        """The trigger of the new trace. Errors: `NotFound`, `WrongState`, `Unavailable`."""
         await self._check(trace_id)
         former = await self._former(trace_id)
         graphs = Callees(self._library)
@@ -73,8 +74,9 @@ class Operations:
         graph = await self._library.graph(former.playbook_id, snapshot_id)
         try:
             outcomes = outcomes_before(graphs, former, graph, node)
-        except NoSuchNode as error:
-            raise NotFound(str(error), reason="NODE_NOT_FOUND") from error
+        except Refused as refused:
+            kind = NotFound if refused.reason == "NODE_NOT_FOUND" else WrongState
+            raise kind(refused.message, reason=refused.reason, mend=refused.mend) from refused
         by_code = {graph.nodes[place].code: outcome for place, outcome in outcomes.items()}
         now = self._clock.now()
         return StartTrace(

@@ -13,6 +13,7 @@ from engine.core.playbook import DEFAULT_PRIORITY
 from engine.core.steering import Verb
 from engine.errors import (
     DeadlineExceeded,
+    Exhausted,
     Invalid,
     MagicflowError,
     NotFound,
@@ -139,7 +140,9 @@ class TriggerServicer(TriggerServiceServicer):
                 raise Invalid("a trigger of a batch cannot wait")
             started = await self._begin(await self._prepare(request))
         except MagicflowError as error:
-            refused = Failure(error.reason, error.message, isinstance(error, Unavailable))
+            later = isinstance(error, Unavailable | Exhausted)
+            wait = round(1_000 * (error.retry_after or 0)) if isinstance(error, Exhausted) else 0
+            refused = Failure(error.reason, error.message, later, retry_after=wait)
             return pb.TriggerVerdict(refused=failure_message(refused))
         return pb.TriggerVerdict(started=started)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -21,7 +22,7 @@ from engine.core.journal import (
     encode_frame,
     fold,
 )
-from engine.errors import Unavailable
+from engine.errors import NotFound, Unavailable
 from tests.servers import NatsServer
 
 PATIENCE = 15.0  # seconds until a test that waits has failed
@@ -51,9 +52,6 @@ class Bench:
     def function(self) -> str:
         return f"f{self.number}"
 
-    async def buried(self) -> list[tuple[str, bytes, str, str]]:
-        raise NotImplementedError
-
     async def lose_tasks(self) -> None:
         raise NotImplementedError
 
@@ -70,9 +68,6 @@ class MemoryBench(Bench):
     async def _open(self) -> MemoryBus:
         return MemoryBus(self.space)
 
-    async def buried(self) -> list[tuple[str, bytes, str, str]]:
-        return self.space.buried
-
     async def lose_tasks(self) -> None:
         self.space.lose_tasks()
 
@@ -84,14 +79,6 @@ class JetStreamBench(Bench):
 
     async def _open(self) -> JetStreamBus:
         return await connect([self.server.url], partitions=PARTITIONS)
-
-    async def buried(self) -> list[tuple[str, bytes, str, str]]:
-        js = self._buses[0]._js
-        last = (await js.stream_info("FLOW_DEAD")).state.last_seq
-        message = await js.get_msg("FLOW_DEAD", last)
-        subject = message.subject.removeprefix("flow.dead.")
-        headers = message.headers
-        return [(subject, message.data, headers["Flow-Code"], headers["Flow-Message"])]
 
     async def restart(self) -> None:
         await asyncio.to_thread(self.server.kill)
@@ -496,12 +483,70 @@ async def test_a_star_stands_for_one_part_of_a_subject(bench: Bench) -> None:
     assert heard == [b"one part"]
 
 
-async def test_a_frame_is_buried_with_its_reason(bench: Bench) -> None:
+# Dead letters.
+
+
+async def buried(bus: Bus, origin: str, *frames: bytes) -> list[int]:
+    """The numbers of the letters, in the order of the frames."""
+    before = {letter.id for letter in await bus.dead.letters(0, 1_000)}
+    for frame in frames:
+        await bus.dead.bury(origin, frame, "CORRUPT", "not a frame\nof ours")
+    found = [letter for letter in await bus.dead.letters(0, 1_000) if letter.id not in before]
+    assert len(found) == len(frames)
+    return sorted(letter.id for letter in found)
+
+
+async def test_a_dead_letter_keeps_its_frame_its_origin_and_the_reason(bench: Bench) -> None:
+    bus, before = await bench.bus(), int(time.time() * 1_000)
+    (number,) = await buried(bus, f"flow.task.a.{bench.function}.5", b"\x00frame")
+    found = await bus.dead.letter(number)
+    assert (found.origin, found.frame, found.code) == (
+        f"flow.task.a.{bench.function}.5",
+        b"\x00frame",
+        "CORRUPT",
+    )
+    assert found.message.replace("\n", " ") == "not a frame of ours"
+    assert before - 1_000 <= found.at <= time.time() * 1_000 + 1_000
+
+
+async def test_dead_letters_come_newest_first_page_by_page_without_the_dropped_ones(
+    bench: Bench,
+) -> None:
     bus = await bench.bus()
-    await bus.bury("task.3", b"\x00frame", "CORRUPT", "not a frame\nof ours")
-    (found,) = await bench.buried()
-    assert found[:3] == ("task.3", b"\x00frame", "CORRUPT")
-    assert found[3].replace("\n", " ") == "not a frame of ours"
+    numbers = await buried(bus, "flow.task.a.f.5", b"1", b"2", b"3", b"4")
+    await bus.dead.drop(numbers[1])
+    first = await bus.dead.letters(0, 2)
+    second = await bus.dead.letters(first[-1].id, 1)
+    assert [letter.frame for letter in (*first, *second)] == [b"4", b"3", b"1"]
+
+
+async def test_a_dead_letter_that_is_not_there_is_not_found(bench: Bench) -> None:
+    bus = await bench.bus()
+    (number,) = await buried(bus, "flow.task.a.f.5", b"1")
+    await bus.dead.drop(number)
+    for again in (bus.dead.drop, bus.dead.letter, bus.dead.replay):
+        with pytest.raises(NotFound, match=str(number)):
+            await again(number)
+
+
+async def test_a_replayed_letter_comes_out_of_its_queue_again(bench: Bench) -> None:
+    bus, deliveries = await bench.bus(), []
+
+    async def handle(delivery: Delivery) -> None:
+        deliveries.append(delivery)
+        await delivery.ack()
+
+    intake = await bus.take_tasks("a", bench.function, handle)
+    await intake.ask(5)
+    (number,) = await buried(bus, f"flow.task.a.{bench.function}.7", b"again")
+    await bus.dead.replay(number)
+    await until(lambda: deliveries)
+    assert [(d.data, d.subject) for d in deliveries] == [
+        (b"again", f"flow.task.a.{bench.function}.7")
+    ]
+    with pytest.raises(NotFound):
+        await bus.dead.letter(number)
+    await intake.close()
 
 
 # JetStream alone: what a server that dies must not do.

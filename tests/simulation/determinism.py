@@ -84,7 +84,6 @@ def _session(loop: VirtualLoop) -> Any:
 
     def init(self: sessions.Session, *arguments: Any, **more: Any) -> None:
         original(self, *arguments, **more)
-        self.assigned = OrderedSet()  # type: ignore[assignment]
         self.heard = loop.time()
 
     return init

@@ -21,6 +21,7 @@ from magicflow.v1.task_pb2 import (
 )
 from magicflow.v1.worker_pb2 import Worker
 from services.dispatcher.gateway import Gateway, result_of
+from services.dispatcher.letters import Letters
 from services.dispatcher.owners import OwnerFinder
 from services.dispatcher.ownership import Ownership
 from services.dispatcher.processor import Deposed, Processor
@@ -102,7 +103,7 @@ class Dispatcher:
         finder = OwnerFinder(cast(Ownership, self), mesh)
         roster = cast(Roster, NoRoster())
         self.gateway = Gateway(self.bus, self._clock, partitions, finder, finder.recheck, roster)
-        self.servicer = DispatchServicer(self.gateway, name)
+        self.servicer = DispatchServicer(self.gateway, Letters(self.bus.dead), name)
         self._opening = self.process.spawn(self._open())
 
     @property

@@ -224,7 +224,8 @@ class Worker:
         if life != self._life:
             return
         self._beat += 1
-        self._send(WorkRequest(heartbeat=WorkerHeartbeat(number=self._beat)))
+        running = [_id(key) for key in self.running]
+        self._send(WorkRequest(heartbeat=WorkerHeartbeat(number=self._beat, running=running)))
         self._loop.outside(HEARTBEAT, self._heartbeat, life)
 
     def _heard(self, stream: Stream, response: WorkResponse | None) -> None:

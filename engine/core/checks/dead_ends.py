@@ -5,18 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.core.checks.doubts import Doubts
 from engine.core.checks.routes import Routes
 from engine.core.checks.shadows import dead_edges
 from engine.core.findings import Finding, shorten
 from engine.core.playbook import Kind, Map, Node, Playbook, Repeat, Subplaybook
 
 
-def dead_ends(playbook: Playbook) -> Iterator[Finding]:
-    """Nothing for a graph with a cycle or a dangling edge, which is reported elsewhere."""
-    try:
-        routes = Routes(playbook, dead_edges(playbook))
-    except ValueError:
+def dead_ends(playbook: Playbook, doubts: Doubts) -> Iterator[Finding]:
+    """In a graph with doubts no node is certain to run, and none certain not to."""
+    if doubts.edges:
+        yield from _recursion(playbook, None)
         return
+    routes = Routes(playbook, dead_edges(playbook))
     yield from _unreachable(routes)
     yield from _recursion(playbook, routes)
 
@@ -31,13 +32,13 @@ def _unreachable(routes: Routes) -> Iterator[Finding]:
         yield Finding("NODE_UNREACHABLE", f"nodes.{code}", message, code, mend, warning=True)
 
 
-def _recursion(playbook: Playbook, routes: Routes) -> Iterator[Finding]:
+def _recursion(playbook: Playbook, routes: Routes | None) -> Iterator[Finding]:
     """A pinned snapshot is an older one, so that it is no circle by itself."""
     for node in playbook.nodes:
         if playbook.full_name not in _calls(node.kind):
             continue
         path, name = f"nodes.{node.code}", playbook.full_name
-        if routes.always_runs(node.code) and not isinstance(node.kind, Map):
+        if routes is not None and routes.always_runs(node.code) and not isinstance(node.kind, Map):
             message = f"{node.code} calls {name} itself in every run, so that no run can end"
             mend = f"lead to {node.code} by an edge with when, or use repeat or map"
             yield Finding("RECURSION", path, message, name, mend)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.core.checks.conditions import Read, read_condition
-from engine.core.checks.routes import END, Fate, Routes
+from engine.core.checks.doubts import Doubts
+from engine.core.checks.routes import END, Fate, Fates, Routes
 from engine.core.checks.schemas import (
     ANY,
     INTEGER,
@@ -51,6 +52,7 @@ from engine.core.templates import (
     compile_template,
 )
 
+NO_DOUBTS = Doubts()
 MAX_SOURCES = 8  # of one join whose every combination is considered
 
 FAILURE = object_of(
@@ -93,7 +95,16 @@ class View:
 
 
 class Flow:
-    def __init__(self, playbook: Playbook, known: Known, routes: Routes, budget: Budget) -> None:
+    def __init__(
+        self,
+        playbook: Playbook,
+        known: Known,
+        routes: Routes,
+        budget: Budget,
+        doubts: Doubts = NO_DOUBTS,
+    ) -> None:
+        """`routes` are those without the edges in doubt."""
+        self.doubts = doubts
         self.playbook = playbook
         self.routes = routes
         self.budget = budget
@@ -168,6 +179,8 @@ class Flow:
     def last(self, node: Node) -> Type:
         """What `$$` is at the node: one outcome, or an object of several."""
         code = node.code
+        if code in self.doubts.nodes:
+            return ANY
         if code in self.routes.starts:
             return self.trigger
         sources = self.routes.sources(code)
@@ -187,7 +200,7 @@ class Flow:
 
     def _certain(self, node: Node, sources: Mapping[str, Type]) -> set[str]:
         """The sources that lead to the node whenever it runs."""
-        if node.join is Join.ANY:
+        if node.join is Join.ANY or self.doubts.edges:
             return set()
         return {
             source
@@ -198,6 +211,8 @@ class Flow:
 
     def default_output(self) -> Type:
         """The playbook's output where it has no mapping: the end nodes that ran."""
+        if self.doubts.edges:
+            return ANY
         sources = {edge.source for edge in self.playbook.edges}
         ends = [code for code in self.routes.order if code not in sources]
         skipped = [code for code in ends if Fate.SKIPPED in self.routes.fates(code, END).possible]
@@ -222,13 +237,19 @@ class Flow:
     def _outcome(self, code: str, reader: str | int) -> Type:
         if not self.comes_before(code, reader):
             return ANY
-        possible = self.routes.fates(code, reader).possible
+        possible = self.fates(code, reader).possible
         options = [self.success(code)]
         if Fate.SKIPPED in possible:
             options.append(NULL)
         if Fate.FAILED in possible:
             options.append(FAILURE)
         return union(options)
+
+    def fates(self, code: str, reader: str | int) -> Fates:
+        """What may have become of the node; with an edge in doubt anything, and nothing surely."""
+        if self.doubts.edges:
+            return Fates(frozenset(Fate), frozenset())
+        return self.routes.fates(code, reader)
 
     def comes_before(self, code: str, reader: str | int) -> bool:
         if code not in self._outputs:

@@ -97,7 +97,7 @@ class Lookups:
             return
         if not self._flow.comes_before(code, view.reader):
             return
-        shown = self._flow.routes.fates(code, view.reader).shown
+        shown = self._flow.fates(code, view.reader).shown
         if not steps:
             shown &= {Fate.UNSETTLED}  # null and {"error": …} are values
         elif steps[0] == Name("error"):

@@ -7,7 +7,7 @@ here every choice may go either way, and every node that has an error edge may f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
@@ -56,8 +56,10 @@ class _Ways:
 class Routes:
     """`order`: the nodes' codes so that each stands after those that lead to it."""
 
-    def __init__(self, playbook: Playbook, dead: frozenset[int]) -> None:
-        """`dead` are places of edges that are never taken.
+    def __init__(
+        self, playbook: Playbook, dead: frozenset[int], without: frozenset[int] = frozenset()
+    ) -> None:
+        """`dead` are places of edges that are never taken, `without` of those that do not count.
 
         Errors: `ValueError` for a graph with a cycle, a dangling edge or a code twice.
         """
@@ -65,11 +67,12 @@ class Routes:
         self._any = {node.code for node in playbook.nodes if node.join is Join.ANY}
         self._steps = 0
         self._skips: dict[str, tuple[int, bool]] = {}
-        self.order = _order(playbook, self._place)
+        edges = {i: edge for i, edge in enumerate(playbook.edges) if i not in without}
+        self.order = _order(edges.values(), self._place, len(playbook.nodes))
         self._incoming: dict[str, list[Edge]] = {code: [] for code in self.order}
         self._live: dict[str, list[Edge]] = {code: [] for code in self.order}
         self._ways = {code: _Ways() for code in self.order}
-        self._find_ways(playbook, dead)
+        self._find_ways(edges, dead)
         self.starts = [code for code in self.order if not self._incoming[code]]
         self._after = self._descendants()
         self._before = self._ancestors()
@@ -250,10 +253,10 @@ class Routes:
 
     # Made once.
 
-    def _find_ways(self, playbook: Playbook, dead: frozenset[int]) -> None:
-        choosing = {edge.source for edge in playbook.edges if edge.kind is EdgeKind.CHOICE}
+    def _find_ways(self, edges: Mapping[int, Edge], dead: frozenset[int]) -> None:
+        choosing = {edge.source for edge in edges.values() if edge.kind is EdgeKind.CHOICE}
         outgoing: dict[str, list[tuple[int, Edge]]] = {code: [] for code in self.order}
-        for index, edge in enumerate(playbook.edges):
+        for index, edge in edges.items():
             self._incoming[edge.target].append(edge)
             outgoing[edge.source].append((index, edge))
         for code in self.order:
@@ -333,11 +336,11 @@ class Routes:
         return bits
 
 
-def _order(playbook: Playbook, place: dict[str, int]) -> list[str]:
-    if len(place) != len(playbook.nodes):
+def _order(edges: Iterable[Edge], place: dict[str, int], count: int) -> list[str]:
+    if len(place) != count:
         raise ValueError("a code stands twice")
     before: dict[str, list[str]] = {code: [] for code in place}
-    for edge in playbook.edges:
+    for edge in edges:
         if edge.source not in place or edge.target not in place:
             raise ValueError("an edge dangles")
         before[edge.target].append(edge.source)

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema_rs
 
 from engine.core.checks.dead_ends import dead_ends
+from engine.core.checks.doubts import doubts_of
 from engine.core.checks.readings import check_readings
 from engine.core.checks.shadows import shadows
 from engine.core.findings import Finding, shorten
@@ -33,19 +34,25 @@ from engine.core.playbook import (
 from engine.core.state import MAX_ENV, fits_state
 
 
-def check(playbook: Playbook) -> list[Finding]:
+def check(playbook: Playbook, untold: frozenset[int] = frozenset()) -> list[Finding]:
     """Every broken rule, in no particular order. Without an error among them the playbook
-    compiles, and every trace of it ends."""
+    compiles, and every trace of it ends.
+
+    `untold` are places of edges whose kind or ends could not be read: nothing is reported that
+    may follow from that alone.
+    """
     findings = list(_budgets(playbook))
-    findings += _edges(playbook)
+    if any(finding.path in ("nodes", "edges") for finding in findings):
+        return findings  # the rest is for graphs that are small enough to look at
+    findings += _edges(playbook, untold)
     findings += _schemas(playbook)
     findings += _env(playbook)
     findings += _options(playbook)
     ancestors, cycle = _ancestors(playbook)
     findings += cycle
     findings += check_readings(playbook, ancestors)
-    findings += _choices(playbook)
-    findings += dead_ends(playbook)
+    findings += _choices(playbook, untold)
+    findings += dead_ends(playbook, doubts_of(playbook, untold))
     return findings
 
 
@@ -59,7 +66,7 @@ def _budgets(playbook: Playbook) -> Iterator[Finding]:
             yield Finding("BUDGET_EXCEEDED", name, message, mend="split it into several playbooks")
 
 
-def _edges(playbook: Playbook) -> Iterator[Finding]:
+def _edges(playbook: Playbook, untold: frozenset[int]) -> Iterator[Finding]:
     codes = [node.code for node in playbook.nodes]
     known = set(codes)
     seen: dict[tuple[Any, ...], int] = {}
@@ -74,6 +81,8 @@ def _edges(playbook: Playbook) -> Iterator[Finding]:
                     code,
                     _suggest(code, codes),
                 )
+        if index in untold:
+            continue
         same = (edge.source, edge.target, edge.kind, edge.when, edge.codes)
         if same in seen:
             message = f"the same edge stands at edges[{seen[same]}]"
@@ -87,6 +96,7 @@ def _edges(playbook: Playbook) -> Iterator[Finding]:
                 yield Finding("OTHERWISE_TWICE", f"edges[{index}]", message, mend=mend)
             otherwise.setdefault(edge.source, index)
     deciding = {edge.source for edge in playbook.edges if edge.kind is EdgeKind.CHOICE}
+    deciding |= {playbook.edges[index].source for index in untold}
     for source, index in otherwise.items():
         if source not in deciding:
             message = f"{source} has an otherwise and no edge with when"
@@ -100,10 +110,15 @@ def _suggest(code: str, codes: Iterable[str]) -> str:
 
 
 def _ancestors(playbook: Playbook) -> tuple[dict[str, set[str]], list[Finding]]:
-    """For each node those that come before it; empty when the graph has a cycle."""
-    before: dict[str, set[str]] = {node.code: set() for node in playbook.nodes}
+    """For each node those that come before it; empty when the graph has a cycle. An edge that
+    dangles may be meant to begin, or to end, anywhere."""
+    codes = {node.code for node in playbook.nodes}
+    before: dict[str, set[str]] = {code: set() for code in codes}
+    loose: set[str] = set()
     for edge in playbook.edges:
-        if edge.source in before and edge.target in before:
+        if edge.target not in codes:
+            loose |= codes if edge.source not in codes else {edge.source}
+        elif edge.source in codes:
             before[edge.target].add(edge.source)
     try:
         order = list(TopologicalSorter(before).static_order())
@@ -113,11 +128,15 @@ def _ancestors(playbook: Playbook) -> tuple[dict[str, set[str]], list[Finding]]:
         message = f"the edges run in a circle: {' -> '.join(ring)}"
         mend = "remove one of these edges; to repeat a task after a failure use retry"
         return {}, [Finding("GRAPH_CYCLE", f"edges[{closing}]", message, mend=mend)]
+    rootless = {edge.target for edge in playbook.edges if edge.source not in codes}
     ancestors: dict[str, set[str]] = {}
     for code in order:
-        ancestors[code] = set(before[code])
+        ancestors[code] = set(codes) if code in rootless else set(before[code])
         for source in before[code]:
             ancestors[code] |= ancestors[source]
+    if loose:
+        anywhere = loose.union(*(ancestors[code] for code in loose))
+        ancestors = {code: known | anywhere for code, known in ancestors.items()}
     return ancestors, []
 
 
@@ -181,9 +200,11 @@ def _options(playbook: Playbook) -> Iterator[Finding]:
             yield Finding("OPTION_WITHOUT_EFFECT", path, message, mend="remove it")
 
 
-def _choices(playbook: Playbook) -> Iterator[Finding]:
+def _choices(playbook: Playbook, untold: frozenset[int]) -> Iterator[Finding]:
     """Choice and error edges that can never be taken, where that can be proved."""
     for shadow in shadows(playbook):
+        if {shadow.index, shadow.by} & untold:
+            continue
         edge, path = playbook.edges[shadow.index], f"edges[{shadow.index}]"
         message = f"edges[{shadow.by}] is always taken before this one"
         if edge.kind is EdgeKind.CHOICE:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from engine.core.checks.doubts import doubts_of
 from engine.core.checks.fitting import Fitting, type_clash
 from engine.core.checks.flow import Flow, Known, Signature, View, compiled
 from engine.core.checks.lookups import Lookups
@@ -20,7 +21,17 @@ from engine.core.checks.shadows import dead_edges
 from engine.core.expressions import Expression, ExpressionSyntaxError
 from engine.core.findings import Finding, shorten
 from engine.core.moments import NotAMoment, milliseconds_of
-from engine.core.playbook import UNSET, EdgeKind, Map, Node, Playbook, Repeat, Sleep
+from engine.core.playbook import (
+    MAX_EDGES,
+    MAX_NODES,
+    UNSET,
+    EdgeKind,
+    Map,
+    Node,
+    Playbook,
+    Repeat,
+    Sleep,
+)
 from engine.core.templates import Literal
 
 __all__ = ["Known", "Signature", "check_types"]
@@ -30,14 +41,21 @@ _A_MOMENT = of_kinds("string", "integer", "fraction")
 _MOMENT = "write 2026-01-31T18:00:00Z, or a reference to such a text or to seconds since 1970"
 
 
-def check_types(playbook: Playbook, known: Known) -> list[Finding]:
+def check_types(
+    playbook: Playbook, known: Known, untold: frozenset[int] = frozenset()
+) -> list[Finding]:
     """What is provably wrong with the types, in no particular order. Never raises for what stands
-    in the playbook or in a schema; a graph that `checks` refuses is not looked at."""
+    in the playbook or in a schema. Where edges are in doubt, because `rules.check` refuses them
+    or they are among the `untold`, nothing is said that they could change."""
+    if len(playbook.nodes) > MAX_NODES or len(playbook.edges) > MAX_EDGES:
+        return []
+    doubts = doubts_of(playbook, untold)
+    dead = dead_edges(playbook) if not doubts.edges else frozenset()
     try:
-        routes = Routes(playbook, dead_edges(playbook))
+        routes = Routes(playbook, dead, doubts.edges)
     except ValueError:
         return []
-    places = _Places(Flow(playbook, known, routes, Budget()))
+    places = _Places(Flow(playbook, known, routes, Budget(), doubts))
     return list(dict.fromkeys(places.findings(playbook)))
 
 
@@ -66,7 +84,7 @@ class _Places:
                 yield from self._node(node)
         nodes = {node.code: node for node in playbook.nodes}
         for index, edge in enumerate(playbook.edges):
-            if edge.kind is EdgeKind.CHOICE and runs(edge.source):
+            if edge.kind is EdgeKind.CHOICE and edge.source in nodes and runs(edge.source):
                 view = self._after(nodes[edge.source])
                 yield from self._condition(edge.when, f"edges[{index}].when", view)
         yield from self._output(playbook)

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
-from google.protobuf.duration_pb2 import Duration
 
-from magicflow.connection import Target, Tls
-from magicflow.errors import DeadlineExceeded, Invalid, TraceFailed, Unavailable, from_rpc
+from magicflow.administration import Administration
+from magicflow.calls import ATTEMPTS, duration
+from magicflow.errors import (
+    DeadlineExceeded,
+    Exhausted,
+    Invalid,
+    TraceFailed,
+    Unavailable,
+    from_rpc,
+)
 from magicflow.payloads import from_payload, to_payload
-from magicflow.playbook import Playbook
-from magicflow.v1 import error_pb2, playbook_pb2, trace_pb2
-from magicflow.v1 import registry_service_pb2 as registry
+from magicflow.v1 import error_pb2, trace_pb2
 from magicflow.v1 import trace_service_pb2 as traces
 from magicflow.v1 import trigger_service_pb2 as triggers
 from magicflow.v1.event_pb2 import Event
-from magicflow.v1.registry_service_pb2_grpc import RegistryServiceStub
 from magicflow.v1.trace_service_pb2_grpc import TraceServiceStub
 from magicflow.v1.trigger_service_pb2_grpc import TriggerServiceStub
-from magicflow.v1.worker_pb2 import Function, Worker
 
-Answer = TypeVar("Answer")
-
-TIMEOUT = 10.0  # seconds
-ATTEMPTS = 4  # of calls that may be repeated without harm
 AWAIT_ROUND = 30.0  # seconds of one Await call
 
 
@@ -85,43 +83,19 @@ def value_of(trace_id: str, outcome: triggers.Outcome) -> Any:
     return from_payload(outcome.output)
 
 
-class Client:
+class Client(Administration):
     """One connection for many calls; safe to share between tasks of one event loop.
 
     `address` is host:port of any magicflow process, or `addresses` one per service; `timeout` is
     the deadline of a call in seconds. Calls that can be repeated without harm are, when the
-    server is out of reach.
+    server is out of reach, and starts that it sheds are when it says so.
     """
-
-    def __init__(
-        self,
-        address: str | None = None,
-        *,
-        token: str | None = None,
-        tls: Tls | None = None,
-        timeout: float = TIMEOUT,
-        addresses: Mapping[str, str] | None = None,
-    ) -> None:
-        self._target = Target.of(address, token, tls, addresses)
-        self._timeout = timeout
-        self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
-
-    def _channel(self, service: str) -> grpc.aio.Channel:
-        address = self._target.service(service)
-        if address not in self._channels:
-            self._channels[address] = self._target.channel(service)
-        return self._channels[address]
 
     @property
     def _trigger(self) -> Any:
@@ -130,37 +104,6 @@ class Client:
     @property
     def _traces(self) -> Any:
         return TraceServiceStub(self._channel("trace"))
-
-    @property
-    def _registry(self) -> Any:
-        return RegistryServiceStub(self._channel("registry"))
-
-    async def _call(
-        self,
-        method: Callable[..., Awaitable[Answer]],
-        request: Any,
-        *,
-        timeout: float | None = None,
-        repeat: bool = True,
-    ) -> Answer:
-        """All attempts together have `timeout` seconds."""
-        now = asyncio.get_running_loop().time
-        deadline = now() + (timeout or self._timeout)
-        backoff = 0.1
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return await method(
-                    request, timeout=deadline - now(), metadata=self._target.metadata
-                )
-            except grpc.aio.AioRpcError as error:
-                failed = from_rpc(error, self._target.address)
-                pause = (failed.retry_after or backoff) * random.uniform(0.5, 1.0)
-                again = repeat and isinstance(failed, Unavailable) and attempt < ATTEMPTS
-                if not again or now() + pause >= deadline:
-                    raise failed from error
-            await asyncio.sleep(pause)
-            backoff *= 2
-        raise AssertionError("unreachable")
 
     # Traces.
 
@@ -219,7 +162,7 @@ class Client:
         self, request: triggers.TriggerRequest, wait: float
     ) -> triggers.TriggerResponse:
         if wait:
-            request.wait.CopyFrom(_duration(wait))
+            request.wait.CopyFrom(duration(wait))
         answer: triggers.TriggerResponse = await self._call(
             self._trigger.Trigger,
             request,
@@ -230,24 +173,45 @@ class Client:
 
     async def trigger_batch(
         self, items: Iterable[tuple[str, Any]]
-    ) -> list[TraceHandle | Invalid | Unavailable]:
-        """Starts many traces: (playbook, input) each. A refused one is an error in the list."""
-        request = triggers.TriggerBatchRequest(
-            triggers=[
-                triggers.TriggerRequest(playbook=playbook, input=_input(value))
-                for playbook, value in items
-            ]
-        )
-        answer = await self._call(self._trigger.TriggerBatch, request, repeat=False)
-        handles: list[TraceHandle | Invalid | Unavailable] = []
-        for verdict in answer.verdicts:
-            if verdict.HasField("started"):
-                started = verdict.started
-                handles.append(TraceHandle(self, started.trace_id, started.snapshot_id))
-            else:
-                kind = Unavailable if verdict.refused.retryable else Invalid
-                handles.append(kind(verdict.refused.message, reason=verdict.refused.code))
+    ) -> list[TraceHandle | Invalid | Unavailable | Exhausted]:
+        """Starts many traces: (playbook, input) each. A refused one is an error in the list; those
+        that the server sheds are sent again when it says so, while the call has time."""
+        requests = [
+            triggers.TriggerRequest(playbook=playbook, input=_input(value))
+            for playbook, value in items
+        ]
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._timeout
+        handles: list[TraceHandle | Invalid | Unavailable | Exhausted] = []
+        verdicts: dict[int, triggers.TriggerVerdict] = {}
+        left = list(range(len(requests)))
+        while left:
+            batch = triggers.TriggerBatchRequest(triggers=[requests[place] for place in left])
+            answer = await self._call(
+                self._trigger.TriggerBatch, batch, timeout=deadline - now(), repeat=False
+            )
+            verdicts.update(zip(left, answer.verdicts, strict=True))
+            left = [place for place in left if verdicts[place].refused.HasField("retry_after")]
+            pause = max((_wanted_pause(verdicts[place]) for place in left), default=0.0)
+            if now() + pause >= deadline:
+                break
+            await asyncio.sleep(pause)
+        for place in range(len(requests)):
+            handles.append(self._handle_of(verdicts[place]))
         return handles
+
+    def _handle_of(
+        self, verdict: triggers.TriggerVerdict
+    ) -> TraceHandle | Invalid | Unavailable | Exhausted:
+        if verdict.HasField("started"):
+            return TraceHandle(self, verdict.started.trace_id, verdict.started.snapshot_id)
+        refused = verdict.refused
+        if refused.HasField("retry_after"):
+            return Exhausted(
+                refused.message, reason=refused.code, retry_after=_wanted_pause(verdict)
+            )
+        kind = Unavailable if refused.retryable else Invalid
+        return kind(refused.message, reason=refused.code)
 
     def handle(self, trace_id: str) -> TraceHandle:
         """A handle of a trace that was started elsewhere."""
@@ -425,143 +389,16 @@ class Client:
         request = triggers.SkipNodeRequest(trace_id=trace_id, node=node, why=why)
         await self._call(self._trigger.SkipNode, request, repeat=False)
 
-    # The registry.
-
-    async def create_app(self, name: str, description: str = "") -> str:
-        """Makes an app; returns its first token. Errors: `AlreadyExists`, `Denied`."""
-        request = registry.CreateAppRequest(app=registry.App(name=name, description=description))
-        answer = await self._call(self._registry.CreateApp, request, repeat=False)
-        return str(answer.token)
-
-    async def apps(self) -> list[registry.App]:
-        answer = await self._call(self._registry.ListApps, registry.ListAppsRequest())
-        return list(answer.apps)
-
-    async def create_token(
-        self, app: str, subject: str, scopes: Iterable[str], lifetime: float = 0.0
-    ) -> tuple[str, registry.Token]:
-        """A token's text, shown once, and what is remembered of it. Scopes are `trigger`, `work`,
-        `operate`, `admin`; `lifetime` in seconds, 0 for 90 days."""
-        try:
-            numbers = [registry.Scope.Value(f"SCOPE_{scope.upper()}") for scope in scopes]
-        except ValueError as error:
-            raise Invalid(str(error), reason="INVALID") from error
-        request = registry.CreateTokenRequest(
-            app=app,
-            subject=subject,
-            scopes=numbers,
-            lifetime=_duration(lifetime) if lifetime else None,
-        )
-        answer = await self._call(self._registry.CreateToken, request, repeat=False)
-        return answer.text, answer.token
-
-    async def revoke_token(self, token_id: str) -> None:
-        await self._call(self._registry.RevokeToken, registry.RevokeTokenRequest(id=token_id))
-
-    async def tokens(self, app: str) -> list[registry.Token]:
-        answer = await self._call(self._registry.ListTokens, registry.ListTokensRequest(app=app))
-        return list(answer.tokens)
-
-    async def grant(self, target: str, grantee: str) -> None:
-        """Lets another app use `app/name` or `app/*`; harmless to repeat."""
-        await self._call(
-            self._registry.CreateGrant, registry.CreateGrantRequest(grant=_grant(target, grantee))
-        )
-
-    async def revoke_grant(self, target: str, grantee: str) -> None:
-        await self._call(
-            self._registry.RevokeGrant, registry.RevokeGrantRequest(grant=_grant(target, grantee))
-        )
-
-    async def grants(self, app: str) -> list[registry.Grant]:
-        answer = await self._call(self._registry.ListGrants, registry.ListGrantsRequest(app=app))
-        return list(answer.grants)
-
-    async def validate(
-        self, playbook: str | Playbook, *, strict: bool = False
-    ) -> list[playbook_pb2.Finding]:
-        """Checks a document (YAML or JSON text) or a `Playbook`; stores nothing."""
-        request = registry.ValidatePlaybookRequest(document=_document(playbook), strict=strict)
-        answer = await self._call(self._registry.ValidatePlaybook, request)
-        return list(answer.findings)
-
-    async def publish(
-        self, playbook: str | Playbook, *, switch: bool = False, strict: bool = False
-    ) -> registry.PublishSnapshotResponse:
-        """Freezes a playbook into a snapshot; the same content again is the same snapshot. With
-        `switch` it becomes the active version.
-
-        Errors: `Invalid` with every finding in `violations`, `NotFound` for an unknown app.
-        """
-        request = registry.PublishSnapshotRequest(
-            document=_document(playbook), switch=switch, strict=strict
-        )
-        answer: registry.PublishSnapshotResponse = await self._call(
-            self._registry.PublishSnapshot, request
-        )
-        return answer
-
-    async def switch(self, playbook: str, snapshot: int, *, expected: int = 0) -> int:
-        """Makes a snapshot active; returns the one before, 0 for none. With `expected` only if
-        that one is active now. Errors: `NotFound`, `Conflict`."""
-        request = registry.SwitchSnapshotRequest(
-            playbook=playbook, snapshot_id=snapshot, expected_snapshot_id=expected
-        )
-        answer = await self._call(self._registry.SwitchSnapshot, request, repeat=False)
-        return int(answer.previous_snapshot_id)
-
-    async def playbook(self, name: str) -> registry.PlaybookRecord:
-        answer = await self._call(
-            self._registry.GetPlaybook, registry.GetPlaybookRequest(playbook=name)
-        )
-        record: registry.PlaybookRecord = answer.playbook
-        return record
-
-    async def playbooks(self, app: str = "") -> list[registry.PlaybookRecord]:
-        answer = await self._call(
-            self._registry.ListPlaybooks, registry.ListPlaybooksRequest(app=app)
-        )
-        return list(answer.playbooks)
-
-    async def snapshot(self, snapshot_id: int) -> playbook_pb2.Snapshot:
-        answer = await self._call(
-            self._registry.GetSnapshot, registry.GetSnapshotRequest(id=snapshot_id)
-        )
-        snapshot: playbook_pb2.Snapshot = answer.snapshot
-        return snapshot
-
-    async def snapshots(self, playbook: str, limit: int = 100) -> list[playbook_pb2.Snapshot]:
-        request = registry.ListSnapshotsRequest(playbook=playbook, page_size=min(limit, 1_000))
-        answer = await self._call(self._registry.ListSnapshots, request)
-        return list(answer.snapshots)
-
-    async def diff(self, older: int, newer: int) -> list[registry.Difference]:
-        request = registry.DiffSnapshotsRequest(from_snapshot_id=older, to_snapshot_id=newer)
-        answer = await self._call(self._registry.DiffSnapshots, request)
-        return list(answer.differences)
-
-    async def functions(self, app: str = "") -> list[Function]:
-        answer = await self._call(
-            self._registry.ListFunctions, registry.ListFunctionsRequest(app=app)
-        )
-        return list(answer.functions)
-
-    async def workers(self, app: str = "") -> list[Worker]:
-        answer = await self._call(self._registry.ListWorkers, registry.ListWorkersRequest(app=app))
-        return list(answer.workers)
-
-    async def cluster(self) -> registry.GetClusterResponse:
-        answer: registry.GetClusterResponse = await self._call(
-            self._registry.GetCluster, registry.GetClusterRequest()
-        )
-        return answer
-
 
 def _input(value: Any) -> Any:
     try:
         return to_payload(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"the input cannot be sent: {error}", reason="INPUT_INVALID") from error
+
+
+def _wanted_pause(verdict: triggers.TriggerVerdict) -> float:
+    return verdict.refused.retry_after.ToMilliseconds() / 1_000
 
 
 def _trigger_request(
@@ -589,17 +426,3 @@ def _status_number(name: str) -> int:
         return trace_pb2.TraceStatus.Value(f"TRACE_STATUS_{name.upper()}")
     except ValueError as error:
         raise Invalid(f"{name!r} is no status of a trace", reason="INVALID") from error
-
-
-def _document(playbook: str | Playbook) -> str:
-    return playbook if isinstance(playbook, str) else playbook.to_json()
-
-
-def _grant(target: str, grantee: str) -> registry.Grant:
-    return registry.Grant(owner=target.partition("/")[0], grantee=grantee, target=target)
-
-
-def _duration(seconds: float) -> Duration:
-    length = Duration()
-    length.FromMilliseconds(int(seconds * 1_000))
-    return length

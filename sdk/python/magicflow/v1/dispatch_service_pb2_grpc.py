@@ -66,6 +66,11 @@ class DispatchServiceStub:
                 request_serializer=magicflow_dot_v1_dot_dispatch__service__pb2.ListDeadLettersRequest.SerializeToString,
                 response_deserializer=magicflow_dot_v1_dot_dispatch__service__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/magicflow.v1.DispatchService/GetDeadLetter',
+                request_serializer=magicflow_dot_v1_dot_dispatch__service__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=magicflow_dot_v1_dot_dispatch__service__pb2.GetDeadLetterResponse.FromString,
+                _registered_method=True)
         self.ReplayDeadLetter = channel.unary_unary(
                 '/magicflow.v1.DispatchService/ReplayDeadLetter',
                 request_serializer=magicflow_dot_v1_dot_dispatch__service__pb2.ReplayDeadLetterRequest.SerializeToString,
@@ -135,18 +140,30 @@ class DispatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeadLetters(self, request, context):
-        """Frames that could not be processed, with their reasons, newest first.
+        """Frames that could not be processed, with their reasons, newest first: of the token's app, or
+        all of them with a token of every app.
 
-        Errors: TOKEN_SCOPE.
+        Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetter(self, request, context):
+        """One dead letter.
+
+        Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayDeadLetter(self, request, context):
-        """Puts a dead letter back on the bus.
+        """Puts a dead letter back on the bus, where it came from. Processing it again is harmless: what
+        is not wanted any more is recognised. A task that ended its workers (WORKER_LOST) has failed
+        its node and is not put back: retry the trace instead.
 
-        Errors: NOT_FOUND, TOKEN_SCOPE.
+        Errors: NOT_FOUND, TOKEN_SCOPE, TRACE_STATE (retry the trace), BUS_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,6 +210,11 @@ def add_DispatchServiceServicer_to_server(servicer, server):
                     servicer.ListDeadLetters,
                     request_deserializer=magicflow_dot_v1_dot_dispatch__service__pb2.ListDeadLettersRequest.FromString,
                     response_serializer=magicflow_dot_v1_dot_dispatch__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=magicflow_dot_v1_dot_dispatch__service__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=magicflow_dot_v1_dot_dispatch__service__pb2.GetDeadLetterResponse.SerializeToString,
             ),
             'ReplayDeadLetter': grpc.unary_unary_rpc_method_handler(
                     servicer.ReplayDeadLetter,
@@ -369,6 +391,33 @@ class DispatchService:
             '/magicflow.v1.DispatchService/ListDeadLetters',
             magicflow_dot_v1_dot_dispatch__service__pb2.ListDeadLettersRequest.SerializeToString,
             magicflow_dot_v1_dot_dispatch__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/magicflow.v1.DispatchService/GetDeadLetter',
+            magicflow_dot_v1_dot_dispatch__service__pb2.GetDeadLetterRequest.SerializeToString,
+            magicflow_dot_v1_dot_dispatch__service__pb2.GetDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,

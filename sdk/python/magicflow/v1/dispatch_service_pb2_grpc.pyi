@@ -67,14 +67,22 @@ class DispatchServiceStub:
     Errors: INVALID, WORKER_NOT_FOUND, TOKEN_SCOPE, DEADLINE_EXCEEDED.
     """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.ListDeadLettersRequest, _dispatch_service_pb2.ListDeadLettersResponse]
-    """Frames that could not be processed, with their reasons, newest first.
+    """Frames that could not be processed, with their reasons, newest first: of the token's app, or
+    all of them with a token of every app.
 
-    Errors: TOKEN_SCOPE.
+    Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
+    """
+    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetDeadLetterRequest, _dispatch_service_pb2.GetDeadLetterResponse]
+    """One dead letter.
+
+    Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
     """
     ReplayDeadLetter: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.ReplayDeadLetterRequest, _dispatch_service_pb2.ReplayDeadLetterResponse]
-    """Puts a dead letter back on the bus.
+    """Puts a dead letter back on the bus, where it came from. Processing it again is harmless: what
+    is not wanted any more is recognised. A task that ended its workers (WORKER_LOST) has failed
+    its node and is not put back: retry the trace instead.
 
-    Errors: NOT_FOUND, TOKEN_SCOPE.
+    Errors: NOT_FOUND, TOKEN_SCOPE, TRACE_STATE (retry the trace), BUS_UNAVAILABLE.
     """
     DropDeadLetter: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.DropDeadLetterRequest, _dispatch_service_pb2.DropDeadLetterResponse]
     """Forgets a dead letter.
@@ -121,14 +129,22 @@ class DispatchServiceAsyncStub(DispatchServiceStub):
     Errors: INVALID, WORKER_NOT_FOUND, TOKEN_SCOPE, DEADLINE_EXCEEDED.
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.ListDeadLettersRequest, _dispatch_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
-    """Frames that could not be processed, with their reasons, newest first.
+    """Frames that could not be processed, with their reasons, newest first: of the token's app, or
+    all of them with a token of every app.
 
-    Errors: TOKEN_SCOPE.
+    Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
+    """
+    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetDeadLetterRequest, _dispatch_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
+    """One dead letter.
+
+    Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
     """
     ReplayDeadLetter: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.ReplayDeadLetterRequest, _dispatch_service_pb2.ReplayDeadLetterResponse]  # type: ignore[assignment]
-    """Puts a dead letter back on the bus.
+    """Puts a dead letter back on the bus, where it came from. Processing it again is harmless: what
+    is not wanted any more is recognised. A task that ended its workers (WORKER_LOST) has failed
+    its node and is not put back: retry the trace instead.
 
-    Errors: NOT_FOUND, TOKEN_SCOPE.
+    Errors: NOT_FOUND, TOKEN_SCOPE, TRACE_STATE (retry the trace), BUS_UNAVAILABLE.
     """
     DropDeadLetter: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.DropDeadLetterRequest, _dispatch_service_pb2.DropDeadLetterResponse]  # type: ignore[assignment]
     """Forgets a dead letter.
@@ -208,9 +224,21 @@ class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatch_service_pb2.ListDeadLettersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatch_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_dispatch_service_pb2.ListDeadLettersResponse]]:
-        """Frames that could not be processed, with their reasons, newest first.
+        """Frames that could not be processed, with their reasons, newest first: of the token's app, or
+        all of them with a token of every app.
 
-        Errors: TOKEN_SCOPE.
+        Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDeadLetter(
+        self,
+        request: _dispatch_service_pb2.GetDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatch_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_dispatch_service_pb2.GetDeadLetterResponse]]:
+        """One dead letter.
+
+        Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -219,9 +247,11 @@ class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatch_service_pb2.ReplayDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatch_service_pb2.ReplayDeadLetterResponse, _abc.Awaitable[_dispatch_service_pb2.ReplayDeadLetterResponse]]:
-        """Puts a dead letter back on the bus.
+        """Puts a dead letter back on the bus, where it came from. Processing it again is harmless: what
+        is not wanted any more is recognised. A task that ended its workers (WORKER_LOST) has failed
+        its node and is not put back: retry the trace instead.
 
-        Errors: NOT_FOUND, TOKEN_SCOPE.
+        Errors: NOT_FOUND, TOKEN_SCOPE, TRACE_STATE (retry the trace), BUS_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
