@@ -45,7 +45,7 @@ class TraceStarted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     rerun_of: bytes = b""  # the trace whose outcomes it takes over
     patched: int = -1  # the node whose input is replaced in a rerun
     patch: Payload | None = None
-    setters: dict[str, list[tuple[int, Any]]] = {}  # env that a rerun begins with, see `state`
+    setters: dict[str, list[tuple[int, Any]]] | None = None  # of the env, see `state.Setters`
 
 
 class TaskScheduled(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):

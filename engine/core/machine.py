@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from engine.core.data import Data, View
 from engine.core.deadlines import attempt_due, attempt_limit, queue_due, total_due, trace_due
 from engine.core.effects import TimerKind, wants_callee
@@ -158,6 +160,8 @@ def start(
 ) -> tuple[TraceState, list[Event]]:
     """The first events of a trace; the state is as after them. Of a rerun, `record` says who
     wanted it, and nodes in `taken` do not run: what became of them is taken over."""
+    if event.setters is None:
+        event = replace(event, setters={})
     state = begin(graphs, trace_id, event, now)
     turn = Turn(graphs, state, now, taken)
     turn.events.append(event)

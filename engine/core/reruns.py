@@ -77,7 +77,7 @@ def outcomes_before(
         if place is not None and place not in anew and _is_kept(drawn, state):
             places[index] = place
     _check_undone(graph, former, places, node)
-    env = _env(graph, former, places)
+    env = _env(former, places)
     return {
         place: pack(
             Taken(
@@ -148,18 +148,17 @@ def _check_undone(graph: Graph, former: TraceState, kept: Iterable[int], node: s
         raise Refused("TRACE_STATE", message, "rerun it from the start, without a node")
 
 
-def _env(
-    graph: Graph, former: TraceState, kept: Mapping[int, int]
-) -> dict[int, dict[str, tuple[int, Any]]]:
-    """By node of the former trace. A trace that began under a version that did not keep who set
-    a key counts as if its first node had set all of them."""
+def _env(former: TraceState, kept: Iterable[int]) -> dict[int, dict[str, tuple[int, Any]]]:
+    """By node of the former trace. One that began under a version that did not keep who set a key
+    counts as if its first node had set them all."""
+    setters = former.setters
+    if setters is None:
+        first = min(kept, default=-1)
+        setters = {key: [(first, value)] for key, value in former.env.items()}
     found: dict[int, dict[str, tuple[int, Any]]] = {}
-    for key, value in former.env.items():
-        given = former.setters.get(key, [])
-        if not given and kept and graph.drawn.env.get(key) != value:
-            given = [(min(kept), value)]
-        for rank, (index, set_to) in enumerate(given):
-            found.setdefault(index, {})[key] = (rank, set_to)
+    for key, given in setters.items():
+        for rank, (index, value) in enumerate(given):
+            found.setdefault(index, {})[key] = (rank, value)
     return found
 
 

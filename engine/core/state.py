@@ -148,7 +148,7 @@ class TraceState(msgspec.Struct, array_like=True):
     rerun_of: bytes = b""
     patched: int = -1
     patch: Payload | None = None
-    setters: Setters = {}
+    setters: Setters | None = None  # None: began before they were kept
 
     @property
     def nodes(self) -> list[NodeState]:
@@ -202,6 +202,8 @@ def drawn(graphs: Graphs, state: TraceState, scope: int, node: int) -> GraphNode
 def begin(graphs: Graphs, trace_id: bytes, event: TraceStarted, at: int) -> TraceState:
     """The state right after its first event."""
     graph = graphs.graph(event.snapshot_id)
+    setters = event.setters
+    taken = {key: given[-1][1] for key, given in setters.items()} if setters else {}
     return TraceState(
         trace_id=trace_id,
         playbook_id=event.playbook_id,
@@ -213,14 +215,14 @@ def begin(graphs: Graphs, trace_id: bytes, event: TraceStarted, at: int) -> Trac
         started_at=at,
         by=event.by,
         scopes=[_playbook_scope(graph, -1, -1, event.playbook_id, event.input, 1)],
-        env={**graph.drawn.env, **{key: given[-1][1] for key, given in event.setters.items()}},
+        env={**graph.drawn.env, **taken},
         start_at=event.start_at if event.start_at > at else 0,
         timeout_from=at,
         priority=event.priority,
         rerun_of=event.rerun_of,
         patched=event.patched,
         patch=event.patch,
-        setters={key: list(given) for key, given in event.setters.items()},
+        setters=None if setters is None else {key: [*given] for key, given in setters.items()},
     )
 
 
@@ -394,6 +396,8 @@ def _node_succeeded(graphs: Graphs, state: TraceState, event: NodeSucceeded, at:
 
 def _set_env(state: TraceState, scope: int, index: int, changes: dict[str, Any]) -> None:
     state.env.update(changes)
+    if state.setters is None:
+        return
     own = own_node(state, scope, index)
     for key, value in changes.items():
         others = [given for given in state.setters.get(key, ()) if given[0] != own]
