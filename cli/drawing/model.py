@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from engine.core.playbook import (
-    DEFAULT_PRIORITY,
     Edge,
     EdgeKind,
     Hook,
@@ -128,8 +127,8 @@ def _facts(node: Node, app: str) -> Iterator[str]:
     yield from _limits(node)
     if node.retry.attempts > 1:
         yield f"up to {node.retry.attempts} attempts"
-    if node.priority != DEFAULT_PRIORITY:
-        yield f"priority {node.priority}"
+    if node.own_priority is not None:
+        yield f"priority {node.own_priority}"
     if node.compensate is not None:
         yield f"undone by {_near(node.compensate.function, app)}"
     if node.tags:

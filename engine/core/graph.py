@@ -178,6 +178,7 @@ def _compensation(node: Node, app: str) -> GraphNode | None:
             timeout=node.timeout,
             retry=node.retry,
             priority=node.priority,
+            explicit_priority=node.explicit_priority,
         ),
         (),
         app,

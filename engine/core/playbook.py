@@ -114,6 +114,13 @@ class Node(msgspec.Struct, frozen=True):
     hook_after: bool = False
     description: str = ""
     tags: tuple[str, ...] = ()
+    explicit_priority: bool | msgspec.UnsetType = UNSET  # true where the default itself is given
+
+    @property
+    def own_priority(self) -> int | None:
+        """None: that of the trace. Snapshots have the default also where none was given."""
+        given = self.explicit_priority is True or self.priority != DEFAULT_PRIORITY
+        return self.priority if given else None
 
 
 class Edge(msgspec.Struct, frozen=True):

@@ -35,10 +35,7 @@ _TIMES = ("timeout", "queue_timeout", "total_timeout", "heartbeat")
 
 
 def to_playbook(data: dict[str, Any]) -> Playbook:
-    """The playbook of a document that `shape.check_shape` found nothing wrong with.
-
-    Errors: `ValueError` for a duration beyond ten years.
-    """
+    """The playbook of a document that `shape.check_shape` found nothing wrong with."""
     app = data["app"]
     return Playbook(
         name=data["playbook"],
@@ -96,7 +93,8 @@ def _map(data: dict[str, Any], app: str) -> Map:
 
 
 def _node(code: str, node: dict[str, Any], app: str) -> Node:
-    priority = node.get("priority", DEFAULT_PRIORITY)
+    given = node.get("priority")
+    priority = PRIORITIES[given] if isinstance(given, str) else given
     compensate = node.get("compensate")
     return Node(
         code=code,
@@ -105,7 +103,8 @@ def _node(code: str, node: dict[str, Any], app: str) -> Node:
         join=Join.ANY if node.get("join") == "any" else Join.ALL,
         **{key: _duration(node, key) for key in _TIMES},
         retry=_retry(node.get("retry", {})),
-        priority=PRIORITIES[priority] if isinstance(priority, str) else priority,
+        priority=DEFAULT_PRIORITY if priority is None else priority,
+        explicit_priority=True if priority == DEFAULT_PRIORITY else UNSET,
         before=tuple(node.get("before", ())),
         after=tuple(node.get("after", ())),
         env=node.get("env", UNSET),
@@ -216,8 +215,8 @@ def _node_data(node: Node) -> dict[str, Any]:
     for key in _TIMES:
         _keep_duration(data, key, getattr(node, key))
     _keep(data, "retry", _retry_data(node.retry))
-    if node.priority != DEFAULT_PRIORITY:
-        data["priority"] = node.priority
+    if node.own_priority is not None:
+        data["priority"] = node.own_priority
     _keep(data, "before", list(node.before))
     _keep(data, "after", list(node.after))
     _keep_template(data, "env", node.env)

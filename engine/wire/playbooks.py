@@ -129,7 +129,7 @@ def _drawn_message(node: Node) -> playbook_pb2.Node:
         total_timeout=duration(node.total_timeout),
         heartbeat=duration(node.heartbeat),
         retry=retry,
-        priority=node.priority if node.priority != DEFAULT_PRIORITY else None,
+        priority=node.own_priority,
         before=node.before,
         after=node.after,
         env=_json(node.env),
@@ -229,6 +229,8 @@ def _drawn(message: playbook_pb2.Node, app: str) -> Node:
             _full(message.compensate.function, app),
             _template(message.compensate.input, f"{message.code}.compensate.input"),
         )
+    given = message.HasField("priority")
+    priority = message.priority if given else DEFAULT_PRIORITY
     return Node(
         code=message.code,
         kind=_kind(message, app),
@@ -239,7 +241,8 @@ def _drawn(message: playbook_pb2.Node, app: str) -> Node:
         total_timeout=span(message.total_timeout),
         heartbeat=span(message.heartbeat),
         retry=_retry(message.retry),
-        priority=message.priority if message.HasField("priority") else DEFAULT_PRIORITY,
+        priority=priority,
+        explicit_priority=True if given and priority == DEFAULT_PRIORITY else UNSET,
         before=tuple(message.before),
         after=tuple(message.after),
         env=_template(message.env, f"{message.code}.env"),

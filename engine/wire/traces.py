@@ -33,7 +33,7 @@ from engine.core.events import (
 from engine.core.graph import GraphNode
 from engine.core.payload import Payload, of_value
 from engine.core.places import path_of
-from engine.core.playbook import DEFAULT_PRIORITY, UNSET, Nop, kind_name
+from engine.core.playbook import UNSET, Nop, kind_name
 from engine.core.state import ROOT, Graphs, NodeState, ScopeState, TraceState, drawn
 from engine.core.status import NodeStatus
 from engine.core.waits import Wait, why
@@ -81,8 +81,8 @@ def task_message(
 
 def task_priority(state: TraceState, node: GraphNode) -> int:
     """The node's own, else the trace's."""
-    own = node.drawn.priority
-    return own if own != DEFAULT_PRIORITY else state.priority
+    own = node.drawn.own_priority
+    return state.priority if own is None else own
 
 
 def _task_env(state: TraceState, node: GraphNode) -> bytes:
