@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import zlib
 
 BUCKETS = 4_096
 SHARDS = 10
@@ -40,6 +41,11 @@ def bucket_of(trace_id: bytes) -> int:
 
 def partition_of(trace_id: bytes, partitions: int) -> int:
     return bucket_of(trace_id) % partitions
+
+
+def account_of(app: str, partitions: int) -> int:
+    """The partition whose owner keeps the app's account of starts."""
+    return zlib.crc32(app.encode()) % partitions
 
 
 def shard_of(trace_id: bytes) -> int:

@@ -137,6 +137,7 @@ class MemoryDelivery:
         self.data = item.data
         self.subject = item.subject
         self.sequence = item.sequence
+        self.behind = sum(i.holder is None for i in space.queues[queue].items.values())
         self.redelivered = item.deliveries > 1
 
     async def ack(self) -> None:

@@ -117,6 +117,11 @@ class Delivery(Protocol):
         """True when it was delivered to somebody before."""
         ...
 
+    @property
+    def behind(self) -> int:
+        """How many frames waited behind it for its consumer when it was delivered."""
+        ...
+
     async def ack(self) -> None:
         """It is done with and leaves the queue."""
         ...

@@ -7,6 +7,7 @@ TASK_STREAM = "FLOW_TASK"
 DEAD_STREAM = "FLOW_DEAD"
 CANCEL = "flow.cancel"
 PROJECTED = "flow.projected"
+LOAD = "flow.load"
 EVERY_DONE = "flow.done.*"
 EVERY_BEGAN = "flow.began.*"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from engine.errors import AlreadyExists, NotFound
+from engine.snapshots.apps import App, Broker
 from engine.store import tables
 from engine.store.sql import Database
 
@@ -24,20 +26,12 @@ class RegistryStore:
 
     # Apps and tokens.
 
-    async def create_app(self, name: str, description: str, quota: float, now: int) -> None:
+    async def create_app(self, name: str, description: str, app: App, now: int) -> None:
         """Errors: `AlreadyExists`."""
+        values = {"name": name, "description": description, "created_at": now}
         try:
             async with self._database.write() as connection:
-                await connection.execute(
-                    tables.app.insert().values(
-                        name=name,
-                        description=description,
-                        enabled=1,
-                        quota=quota,
-                        brokers=b"",
-                        created_at=now,
-                    )
-                )
+                await connection.execute(tables.app.insert().values(**values, **_settings(app)))
         except IntegrityError as error:
             raise AlreadyExists(f"there is an app {name} already", reason="APP_EXISTS") from error
 
@@ -55,12 +49,12 @@ class RegistryStore:
     async def apps(self) -> Sequence[Any]:
         return await self._all(sa.select(tables.app).order_by(tables.app.c.name))
 
-    async def update_app(self, name: str, description: str, enabled: bool) -> None:
+    async def update_app(self, name: str, description: str, app: App) -> None:
         async with self._database.write() as connection:
             await connection.execute(
                 tables.app.update()
                 .where(tables.app.c.name == name)
-                .values(description=description, enabled=int(enabled))
+                .values(description=description, **_settings(app))
             )
 
     async def add_token(self, values: dict[str, Any]) -> None:
@@ -250,3 +244,27 @@ class RegistryStore:
     async def _all(self, query: Any) -> Sequence[Any]:
         async with self._database.read() as connection:
             return (await connection.execute(query)).all()
+
+
+def _settings(app: App) -> dict[str, Any]:
+    return {
+        "enabled": int(app.enabled),
+        "quota": app.quota,
+        "in_flight": app.in_flight,
+        "require_workers": int(app.require_workers),
+        "balancing": app.balancing,
+        "brokers": msgspec.json.encode(app.brokers),
+    }
+
+
+def settings_of(row: Any) -> App:
+    """The settings in a row of the table of apps."""
+    brokers = msgspec.json.decode(row.brokers, type=tuple[Broker, ...]) if row.brokers else ()
+    return App(
+        bool(row.enabled),
+        row.quota,
+        row.in_flight,
+        bool(row.require_workers),
+        row.balancing,
+        brokers,
+    )

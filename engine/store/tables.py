@@ -36,6 +36,9 @@ app = Table(
     Column("quota", Float, nullable=False),
     Column("brokers", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("in_flight", Integer, nullable=False, server_default="0"),
+    Column("require_workers", Integer, nullable=False, server_default="0"),
+    Column("balancing", String(32), nullable=False, server_default="round_robin"),
 )
 
 token = Table(

@@ -10,17 +10,19 @@ from engine.clock import Clock
 from engine.ids import partition_of
 from engine.rpc.channels import Owners
 from engine.rpc.server import Registration
-from engine.snapshots import keys
+from engine.snapshots.apps import Apps
+from engine.snapshots.capacity import Capacity
 from engine.snapshots.library import Library
 from engine.snapshots.membership import Member
-from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Snapshots
 from magicflow.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from magicflow.v1.partition_service_pb2_grpc import add_PartitionServiceServicer_to_server
 from services.dispatcher.gateway import Gateway
 from services.dispatcher.letters import Letters
+from services.dispatcher.limits import AppLimits
 from services.dispatcher.owners import OwnerFinder
 from services.dispatcher.ownership import Ownership
+from services.dispatcher.reporting import LoadReports
 from services.dispatcher.roster import Roster
 from services.dispatcher.servicer import DispatchServicer, PartitionServicer
 
@@ -47,11 +49,14 @@ class Dispatcher:
         self._partitions = partitions
         self._drain = drain
         clock = Clock()
-        self._ownership = Ownership(me, partitions, snapshots, bus, library, clock, lease)
+        self._apps = Apps(snapshots)
+        self._capacity = Capacity(snapshots)
+        limits = AppLimits(self._apps, self._capacity, partitions)
+        self._ownership = Ownership(me, partitions, snapshots, bus, library, clock, limits, lease)
+        self._reports = LoadReports(bus, self._ownership)
         self._roster = Roster(snapshots, me.name)
         finder = OwnerFinder(self._ownership, owners)
         self._gateway = Gateway(bus, clock, partitions, finder, finder.recheck, self._roster)
-        self._workers = Mirror(snapshots, keys.WORKERS)
         self._began: Listening | None = None
         self.services = [
             Registration(
@@ -62,25 +67,29 @@ class Dispatcher:
             Registration(
                 NAMES[1],
                 add_PartitionServiceServicer_to_server,
-                PartitionServicer(self._ownership, partitions, self._workers),
+                PartitionServicer(self._ownership, partitions, self._capacity),
             ),
         ]
 
     async def open(self) -> None:
-        await self._workers.open()
+        await self._apps.open()
+        await self._capacity.open()
         await self._roster.open()
         await self._gateway.open()
         self._began = await self._bus.listen(EVERY_BEGAN, self._hear_began)
         await self._ownership.open()
+        self._reports.open()
 
     async def close(self) -> None:
         """Workers first, then partitions, the lease last."""
         await self._gateway.close(self._drain)
+        await self._reports.close()
         await self._ownership.close()
         if self._began is not None:
             await self._began.close()
         await self._roster.close()
-        await self._workers.close()
+        await self._capacity.close()
+        await self._apps.close()
 
     async def _hear_began(self, _subject: str, data: bytes) -> None:
         for note in msgspec.msgpack.decode(data):

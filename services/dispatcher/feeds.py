@@ -7,11 +7,11 @@ import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import structlog
 
 from engine.bus.port import Bus, Delivery, Intake
+from engine.core.ordering import rank
 from engine.errors import Unavailable
 from magicflow.v1.task_pb2 import Task, TaskFrame, TaskId
 from services.dispatcher.sessions import Session
@@ -60,6 +60,10 @@ class HeldTask:
     done: bool = False
     heard: float = 0.0  # the last sign of life of a task with a heartbeat, monotonic
     leaving: bool = False  # on its way back to the bus
+    rank: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rank = rank(self.task.priority, self.task.dispatched_at.ToMilliseconds())
 
 
 class Holding:
@@ -147,6 +151,7 @@ class Feed:
     waiting: deque[HeldTask] = field(default_factory=deque)
     frames: set[HeldFrame] = field(default_factory=set)
     _intakes: list[Intake] = field(default_factory=list)
+    _starved: set[int] = field(default_factory=set)
     _keeper: asyncio.Task[None] | None = None
     _per_frame: float = 1.0
     _next: int = 0
@@ -221,17 +226,11 @@ class Feed:
             frame.void = True
 
     def line_up(self, held: HeldTask) -> None:
-        """Behind those of its priority and of higher ones: `waiting` is in that order."""
-        priority, place = held.task.priority, len(self.waiting)
-        while place and self.waiting[place - 1].task.priority < priority:
+        """Behind those that have more priority or have been waiting for longer
+        (`engine.core.ordering`): `waiting` is in that order."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].rank > held.rank:
             place -= 1
-        self.waiting.insert(place, held)
-
-    def _line_up_first(self, held: HeldTask) -> None:
-        """Before those of its priority: it has been waiting for longer."""
-        priority, place = held.task.priority, 0
-        while place < len(self.waiting) and self.waiting[place].task.priority > priority:
-            place += 1
         self.waiting.insert(place, held)
 
     async def pump(self) -> None:
@@ -248,8 +247,11 @@ class Feed:
                 self.holding.note_served(held.task.id.trace_id, session.worker_id)
         if self.waiting and not self.sessions:
             await self._give_all_back()
-        for band, intake in zip(BANDS, self._intakes, strict=False):
-            await intake.ask(self._demand(band.start))
+        for place, intake in enumerate(self._intakes):
+            frames = self._demand(BANDS[place].start)
+            if frames:
+                self._starved.discard(place)
+            await intake.ask(frames)
 
     async def _give_all_back(self) -> None:
         """No worker is left here: others may have some."""
@@ -283,14 +285,13 @@ class Feed:
 
     def _demand(self, priority: int) -> int:
         """Frames of this priority or more that could be worked on at once. What waits here with
-        less does not count: it would be overtaken."""
+        less does not count: most of it would be overtaken."""
         free = sum(
             max(0, session.credit)
             for session in self.sessions
             if self.function not in session.paused
         )
-        before = takewhile(lambda held: held.task.priority >= priority, self.waiting)
-        wanted = free - sum(1 for _ in before)
+        wanted = free - sum(held.task.priority >= priority for held in self.waiting)
         if wanted <= 0:
             return 0
         return min(MAX_FRAMES_ASKED, max(1, int(wanted / self._per_frame)))
@@ -299,7 +300,7 @@ class Feed:
         """The worker is gone or gave the task back: somebody else shall have it."""
         held.session = None
         if self.sessions:
-            self._line_up_first(held)
+            self.line_up(held)
         else:
             await self.give_back([held])
 
@@ -340,7 +341,7 @@ class Feed:
             await self.holding.finish(group)
 
     async def _keep(self) -> None:
-        """Tells the bus about frames that take long."""
+        """Tells the bus about frames that take long, and sees to it that nobody starves."""
         while True:
             await asyncio.sleep(WORKING_EVERY)
             for frame in list(self.frames):
@@ -348,6 +349,15 @@ class Feed:
                     await frame.delivery.working()
             with contextlib.suppress(Unavailable):
                 await self.pump()
+                await self.feed_the_starved()
+
+    async def feed_the_starved(self) -> None:
+        """A band that could not be asked for since the last call, because of those above it, gets a
+        frame all the same: here it grows older with the others."""
+        starved, self._starved = self._starved, set(range(len(BANDS)))
+        if self.sessions:
+            for place in sorted(starved):
+                await self._intakes[place].ask(1)
 
 
 def _partition(held: HeldTask) -> int:

@@ -20,6 +20,7 @@ from engine.snapshots.library import Library
 from engine.snapshots.membership import Claim, Member, chosen, decode_claim, encode
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Delete, Lease, LeaseLost, Put, Require, Snapshots
+from services.dispatcher.limits import Limits
 from services.dispatcher.processor import Deposed, Processor
 
 LEASE = 6.0  # seconds
@@ -38,6 +39,7 @@ class Ownership:
         bus: Bus,
         library: Library,
         clock: Clock,
+        limits: Limits,
         lease_seconds: float = LEASE,
     ) -> None:
         self._me = me
@@ -46,6 +48,7 @@ class Ownership:
         self._bus = bus
         self._library = library
         self._clock = clock
+        self._limits = limits
         self._lease_seconds = lease_seconds
         self._members = Mirror(snapshots, keys.DISPATCHERS)
         self._owners = Mirror(snapshots, keys.PARTITIONS)
@@ -166,7 +169,7 @@ class Ownership:
         self._running[partition] = asyncio.create_task(self._own(partition, epoch))
 
     async def _own(self, partition: int, epoch: int) -> None:
-        processor = Processor(partition, epoch, self._bus, self._library, self._clock)
+        processor = Processor(partition, epoch, self._bus, self._library, self._clock, self._limits)
         self._made[partition] = processor
         log = _log.bind(partition=partition, epoch=epoch)
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from engine.bus.load import Load
 from engine.bus.port import MAX_FRAME, Bus, Delivery, Fenced, Intake
 from engine.bus.triggers import StartTrace, decode_triggers
 from engine.clock import Clock
@@ -30,7 +31,16 @@ from engine.core.effects import (
     effects_of,
     owed,
 )
-from engine.core.events import Event, TraceEnded, TraceStarted
+from engine.core.events import (
+    AttemptFailed,
+    Event,
+    NodeFailed,
+    NodeSkipped,
+    NodeSucceeded,
+    TaskScheduled,
+    TraceEnded,
+    TraceStarted,
+)
 from engine.core.failure import Failure
 from engine.core.journal import (
     VERSION,
@@ -74,9 +84,13 @@ from engine.snapshots.callees import Callees
 from engine.snapshots.library import Library
 from engine.wire.traces import outcome_message, task_message
 from magicflow.v1.task_pb2 import Task, TaskId
+from services.dispatcher.census import Census
 from services.dispatcher.checkpoints import Checkpoints
 from services.dispatcher.ended import Ended
+from services.dispatcher.limits import Limits, NoLimits
 from services.dispatcher.outbox import Outbox
+from services.dispatcher.quota import Quotas
+from services.dispatcher.starting import Starting, Starts
 from services.dispatcher.timers import Timers
 from services.dispatcher.turns import (
     Flight,
@@ -86,7 +100,6 @@ from services.dispatcher.turns import (
     Probe,
     Result,
     Results,
-    Starts,
     Turn,
     pieces_of,
     weight_of,
@@ -94,8 +107,10 @@ from services.dispatcher.turns import (
 
 IN_FLIGHT = 2  # frames; more would only make them smaller
 TURN_ITEMS = 2_000  # results or operations in one turn
-TURN_STARTS = 400  # traces started in one turn: finishing old work goes first
-STARTS_WAITING = 2_000  # traces taken from the queue and not started yet
+TURN_STARTS = 400  # traces started in one turn
+BUSY_STARTS = 40  # the same in a turn that has old work to finish: that goes first
+LOOK_AGAIN = 1.0  # seconds until starts that are held back are looked at again
+HOLD_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
 CHECKPOINT_FRAMES = 2_000
 CHECKPOINT_BYTES = 16 << 20
 HANDOVER_PATIENCE = 5.0  # seconds until the bus must have every task frame
@@ -110,9 +125,16 @@ class Processor:
     """The owner of `partition` under `epoch`, from `recover` until `run` returns."""
 
     def __init__(
-        self, partition: int, epoch: int, bus: Bus, library: Library, clock: Clock
+        self,
+        partition: int,
+        epoch: int,
+        bus: Bus,
+        library: Library,
+        clock: Clock,
+        limits: Limits | None = None,
     ) -> None:
         self.partition = partition
+        self._limits = limits or NoLimits()
         self.epoch = epoch
         self._bus = bus
         self._clock = clock
@@ -126,8 +148,12 @@ class Processor:
         self._number = 0
         self._arrived: deque[Results | Operation | Note | KeyedStart | Probe] = deque()
         self._lookups: set[asyncio.Task[None]] = set()
-        self._starts: deque[Starts] = deque()
-        self._starts_waiting = 0
+        self._starting = Starting()
+        self._census = Census()
+        self._quotas = Quotas()
+        self._queued = 0  # frames of triggers that wait on the bus
+        self._commit_ms = 0.0
+        self._held_at = 0.0
         self._intake: Intake | None = None
         self._flights: deque[Flight] = deque()
         self._wake = asyncio.Event()
@@ -221,9 +247,12 @@ class Processor:
         """Timers always; dispatches unless the clean owner before has left them on the bus."""
         turn = Turn(self._clock.now())
         for trace_id, trace in list(self._state.traces.items()):
+            self._census.started(trace_id, trace.app)
             for effect in owed(self._graphs, trace):
                 if again or not isinstance(effect, Dispatch):
                     turn.effects.append((trace_id, trace, effect))
+                if isinstance(effect, Dispatch):
+                    self._census.dispatched(trace_id, (effect.scope, effect.node))
             self._record(turn, trace, machine.resume(self._graphs, trace, turn.at))
         await self._queue(turn)
 
@@ -235,7 +264,7 @@ class Processor:
         committer = asyncio.create_task(self._commit())
         try:
             self._intake = await self._bus.take_triggers(self.partition, self._delivered)
-            await self._intake.ask(self._room())
+            await self._intake.ask(self._starting.asked)
             while not (self._stopping and not self._arrived and not self._flights):
                 if self._ended is not None:
                     raise self._ended
@@ -362,6 +391,9 @@ class Processor:
         if trace is None or place is None or not machine.is_current(trace, *place, attempt):
             return
         self._running.setdefault(trace_id, {})[*place, attempt] = (worker, at)
+        self._census.begun(trace_id, place)
+        if self._starting:
+            self._wake.set()
         if again:
             self._note(trace_id, Resumed(*place, attempt, worker))
         if drawn(self._graphs, trace, *place).drawn.queue_timeout:
@@ -408,12 +440,35 @@ class Processor:
                 )
                 await delivery.ack()
             return
-        self._starts_waiting += len(triggers)
-        self._starts.append(Starts(delivery, triggers))
+        self._queued = delivery.behind
+        app = self._graphs.graph(triggers[0].snapshot_id).drawn.app
+        self._starting.add(Starts(delivery, triggers, app))
         self._wake.set()
 
-    def _room(self) -> int:
-        return 0 if self._starts_waiting >= STARTS_WAITING else 64
+    def load(self) -> Load:
+        """How much is waiting here, for those who admit triggers."""
+        behind = max(0, self._state.sequence - self.projected) if self.projected else 0
+        waiting = self._starting.by_app()
+        return Load(self.partition, waiting, self._queued, self._commit_ms, behind)
+
+    def lease(self, app: str, wanted: int) -> tuple[int, float]:
+        """Starts that the app may make now, of its quota for the whole cluster: (how many, seconds
+        until the next). This partition keeps the app's account."""
+        return self._quotas.lease(app, self._limits.quota(app), wanted, self._clock.now())
+
+    def _may_start(self, app: str, count: int) -> bool:
+        limit = self._limits.live(app, self.partition)
+        if limit and self._census.live[app] + count > limit:
+            return False
+        return self._census.unbegun[app] < self._limits.unbegun(app)
+
+    async def _hold(self) -> None:
+        """Tells the bus that the triggers that wait here are not forgotten."""
+        now = asyncio.get_running_loop().time()
+        if now - self._held_at >= HOLD_EVERY:
+            self._held_at = now
+            for delivery in list(self._starting.deliveries()):
+                await delivery.working()
 
     async def _load(self, trace: TraceState) -> None:
         for playbook_id, snapshot_id in snapshots_of(trace):
@@ -432,7 +487,8 @@ class Processor:
             return
         now = self._clock.now()
         due = self._timers.next()
-        busy = self._arrived or (self._starts and not self._stopping)
+        ready = not self._stopping and self._starting.ready(self._may_start)
+        busy = self._arrived or ready
         if not busy and not self._redispatch and (due is None or due > now):
             await self._idle(now, due)
             return
@@ -450,7 +506,8 @@ class Processor:
             self._take_starts(turn)
         await self._queue(turn)
         if self._intake is not None and not self._stopping:
-            await self._intake.ask(self._room())
+            await self._intake.ask(self._starting.asked)
+            await self._hold()
         if self._checkpoint_due():
             await self._save_checkpoint()
 
@@ -463,6 +520,9 @@ class Processor:
             return
         self._wake.clear()
         timeout = None if due is None else max(0.0, (due - now) / 1_000)
+        if self._starting:
+            timeout = LOOK_AGAIN if timeout is None else min(timeout, LOOK_AGAIN)
+            await self._hold()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
@@ -547,6 +607,7 @@ class Processor:
             raise Refused("TRACE_STATE", message, "rerun it from a node instead")
         self._recent.forget(item.trace_id)
         self._state.traces[item.trace_id] = trace
+        self._census.started(item.trace_id, trace.app)
         self._record(turn, trace, events)
 
     def _take_keyed(self, turn: Turn, item: KeyedStart) -> None:
@@ -556,6 +617,12 @@ class Processor:
             known = keys.find(trigger.key, trigger.request, turn.at)
             if known is not None:
                 answer = (known, True)
+            elif not self._may_start(self._graphs.graph(trigger.snapshot_id).drawn.app, 1):
+                raise Exhausted(
+                    "as many of the app's traces are under way as it may have",
+                    reason="OVERLOADED",
+                    retry_after=1.0,
+                )
             elif keys.full(turn.at):
                 raise Exhausted(
                     "too many idempotency keys are remembered",
@@ -578,10 +645,8 @@ class Processor:
         turn.answers.append((item.future, answer))
 
     def _take_starts(self, turn: Turn) -> None:
-        count = 0
-        while self._starts and count < TURN_STARTS and turn.weight < MAX_FRAME:
-            starts = self._starts.popleft()
-            self._starts_waiting -= len(starts.triggers)
+        limit = BUSY_STARTS if turn.entries else TURN_STARTS
+        for starts in self._starting.take(limit, self._may_start):
             sequence = starts.delivery.sequence
             turn.deliveries.append(starts.delivery)
             if sequence <= self._state.trigger_floor or sequence in self._state.triggers:
@@ -591,7 +656,8 @@ class Processor:
                 # is then taken up again.
                 last = place == len(starts.triggers) - 1
                 self._start(turn, trigger, sequence if last else 0)
-                count += 1
+            if turn.weight >= MAX_FRAME:
+                return
 
     def _start(self, turn: Turn, trigger: StartTrace, sequence: int) -> None:
         if trigger.trace_id in self._state.traces:
@@ -622,6 +688,7 @@ class Processor:
                 self._graphs, trigger.trace_id, started, act, outcomes, turn.at
             )
         self._state.traces[trigger.trace_id] = trace
+        self._census.started(trigger.trace_id, trace.app)
         note_start(self._state, trigger.trace_id, started, turn.at)
         self._record(turn, trace, events)
 
@@ -641,12 +708,20 @@ class Processor:
             entry.events.extend(events)
         for event in events:
             turn.weight += weight_of(event)
+            self._count(trace_id, event)
             for effect in effects_of(self._graphs, trace, event):
                 turn.effects.append((trace_id, trace, effect))
         if isinstance(events[-1], TraceEnded):
             del self._state.traces[trace_id]
             self._recent.decided(trace)
             self._running.pop(trace_id, None)
+            self._census.ended(trace_id)
+
+    def _count(self, trace_id: bytes, event: Event) -> None:
+        if isinstance(event, TaskScheduled):
+            self._census.dispatched(trace_id, (event.scope, event.node))
+        elif isinstance(event, NodeSucceeded | AttemptFailed | NodeFailed | NodeSkipped):
+            self._census.begun(trace_id, (event.scope, event.node))
 
     # The commit.
 
@@ -674,7 +749,8 @@ class Processor:
             future = await self._log.append(data, self._tail)
             # What a cut turn owes waits for its last piece.
             released = turn if final else Turn(turn.at)
-            self._flights.append(Flight(future, released, len(data), self._number))
+            sent_at = asyncio.get_running_loop().time()
+            self._flights.append(Flight(future, released, len(data), self._number, sent_at))
             self._tail += 1
             self._number += 1
         raise_floor(self._state, self._floor)
@@ -691,6 +767,7 @@ class Processor:
                 flight = self._flights[0]
                 if flight.future is not None:
                     self._state.sequence = await flight.future
+                    self._note_commit(flight.sent_at)
                     self._state.number = flight.number
                     self._frames_since += 1
                     self._bytes_since += flight.size
@@ -702,6 +779,10 @@ class Processor:
             self._end(Deposed(f"partition {self.partition}: {error}"))
         except Unavailable as error:
             self._end(error)
+
+    def _note_commit(self, sent_at: float) -> None:
+        took = (asyncio.get_running_loop().time() - sent_at) * 1_000
+        self._commit_ms += 0.2 * (took - self._commit_ms)
 
     def _end(self, error: BaseException) -> None:
         self._ended = error

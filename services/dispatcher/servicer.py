@@ -15,8 +15,7 @@ from engine.errors import Invalid, NotFound, Unavailable, WrongState
 from engine.ids import parse_trace_id, partition_of
 from engine.rpc.interceptors import caller
 from engine.security.tokens import EVERY_APP, Identity
-from engine.snapshots import keys
-from engine.snapshots.mirror import Mirror
+from engine.snapshots.capacity import Capacity
 from engine.wire.traces import trace_message
 from engine.wire.values import MAX_PAYLOAD, duration, failure, milliseconds, payload
 from magicflow.v1 import dispatch_service_pb2 as pb
@@ -28,7 +27,7 @@ from magicflow.v1.task_pb2 import (
     RESULT_VERDICT_SUPERSEDED,
     ResultReceipt,
 )
-from magicflow.v1.worker_pb2 import Worker, WorkerHello, WorkerWelcome
+from magicflow.v1.worker_pb2 import WorkerHello, WorkerWelcome
 from services.dispatcher.gateway import Gateway, result_of
 from services.dispatcher.letters import Letters
 from services.dispatcher.ownership import Ownership
@@ -226,10 +225,10 @@ def _id_key(message: Any) -> tuple[bytes, str, int]:
 class PartitionServicer(PartitionServiceServicer):
     """What other instances ask of the partitions owned here."""
 
-    def __init__(self, ownership: Ownership, partitions: int, workers: Mirror) -> None:
+    def __init__(self, ownership: Ownership, partitions: int, capacity: Capacity) -> None:
         self._ownership = ownership
         self._partitions = partitions
-        self._workers = workers
+        self._capacity = capacity
 
     async def Deliver(
         self,
@@ -278,7 +277,7 @@ class PartitionServicer(PartitionServiceServicer):
         trace_id, processor, trace = self._find(request.trace_id)
         caller().require("trigger", trace.app)
         running = processor.running(trace_id)
-        message = trace_message(processor.graphs, trace, self._offered(), running)
+        message = trace_message(processor.graphs, trace, self._capacity.offered, running)
         await processor.committed()
         return inner.InspectResponse(trace=message)
 
@@ -310,6 +309,17 @@ class PartitionServicer(PartitionServiceServicer):
             known = processor.find(trace_id)
             snapshot_id = known.snapshot_id if known is not None else 0
         return inner.StartResponse(trace_id=trace_id, existing=existing, snapshot_id=snapshot_id)
+
+    async def LeaseStarts(
+        self,
+        request: inner.LeaseStartsRequest,
+        context: grpc.aio.ServicerContext[inner.LeaseStartsRequest, inner.LeaseStartsResponse],
+    ) -> inner.LeaseStartsResponse:
+        _service_only()
+        granted, wait = self._processor(request.partition).lease(request.app, request.wanted)
+        return inner.LeaseStartsResponse(
+            granted=granted, retry_after=duration(max(1, round(wait * 1_000)) if wait else 0)
+        )
 
     async def Operate(
         self,
@@ -350,13 +360,6 @@ class PartitionServicer(PartitionServiceServicer):
         if found is None:
             raise NotFound(f"no live trace {text}", reason="TRACE_NOT_FOUND")
         return trace_id, processor, found
-
-    def _offered(self) -> frozenset[str]:
-        offered: set[str] = set()
-        for key, value in self._workers.entries.items():
-            if key.startswith(keys.WORKERS):
-                offered.update(f.name for f in Worker.FromString(value).functions)
-        return frozenset(offered)
 
 
 def _act(request: inner.OperateRequest) -> Act:

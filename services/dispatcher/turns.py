@@ -81,12 +81,6 @@ class KeyedStart:
 
 
 @dataclass(slots=True)
-class Starts:
-    delivery: Delivery
-    triggers: list[StartTrace]
-
-
-@dataclass(slots=True)
 class Turn:
     """What one turn gathers. `effects` keep the order of their events."""
 
@@ -107,6 +101,7 @@ class Flight:
     turn: Turn
     size: int
     number: int = -1
+    sent_at: float = 0.0  # seconds of the loop's clock
 
 
 def weight_of(event: Event) -> int:

@@ -9,6 +9,7 @@ from engine.core.checks.dead_ends import certain_calls
 from engine.core.findings import Finding
 from engine.core.machine import MAX_DEPTH
 from engine.core.playbook import Kind, Map, Playbook, Repeat, Subplaybook, Task
+from engine.document.salvage import UNREAD
 from services.registry.surroundings import Surroundings
 
 
@@ -28,7 +29,11 @@ class Call:
 
 
 def calls_of(playbook: Playbook) -> Iterator[Call]:
-    """All that the playbook calls, what undoes its nodes included."""
+    """All that the playbook calls, what undoes its nodes included, as far as it could be read."""
+    return (call for call in _calls(playbook) if UNREAD not in call.target)
+
+
+def _calls(playbook: Playbook) -> Iterator[Call]:
     for node in playbook.nodes:
         path = f"nodes.{node.code}"
         yield from _of_kind(node.kind, path)

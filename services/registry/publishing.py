@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import structlog
 
 from engine.clock import Clock
-from engine.core.checks.types import check_types
+from engine.core.checks.types import Nothing
 from engine.core.findings import Finding
 from engine.core.playbook import Playbook, canonical, checksum
 from engine.document.examine import Examined, examine_playbook, examine_text
+from engine.document.salvage import Readable
 from engine.errors import Conflict, Invalid, NotFound
 from engine.snapshots import keys
 from engine.snapshots.library import pack, parse_version, version
@@ -45,9 +46,8 @@ class Publishing:
         """Every finding: those of the playbook alone, and those that need the registry. With
         `strict` all of them are errors."""
         examined = examine_text(source) if isinstance(source, str) else examine_playbook(source)
-        if examined.playbook is None:
-            return examined
-        examined = examined.adding(await self._surroundings(examined.playbook))
+        if examined.readable is not None:
+            examined = await self._with_surroundings(examined, examined.readable)
         return examined.without_warnings() if strict else examined
 
     async def publish(self, source: str | Playbook, strict: bool, by: str) -> Published:
@@ -109,19 +109,21 @@ class Publishing:
         _log.info("switched", playbook=playbook_id, snapshot=snapshot_id, before=previous)
         return previous
 
-    async def _surroundings(self, playbook: Playbook) -> list[Finding]:
+    async def _with_surroundings(self, examined: Examined, readable: Readable) -> Examined:
+        """Without an app nobody knows what it may see."""
+        if not readable.app:
+            return examined.with_types(Nothing())
+        playbook = readable.playbook
         granted = frozenset(
             row.target
-            for row in await self._store.grants(playbook.app)
-            if row.grantee == playbook.app
+            for row in await self._store.grants(readable.app)
+            if row.grantee == readable.app
         )
         surroundings = Surroundings(self._snapshots, self._functions)
         await surroundings.load(playbook)
-        return [
-            *check_types(playbook, surroundings),
-            *check_calls(playbook, granted, surroundings),
-            *check_rings(playbook, surroundings),
-        ]
+        return examined.with_types(surroundings).adding(
+            (*check_calls(playbook, granted, surroundings), *check_rings(playbook, surroundings))
+        )
 
 
 def refuse_errors(examined: Examined) -> Playbook:

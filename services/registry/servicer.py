@@ -15,6 +15,7 @@ from engine.rpc.interceptors import caller
 from engine.rpc.paging import page_size
 from engine.security.tokens import EVERY_APP, SCOPES, Tokens
 from engine.snapshots import keys
+from engine.snapshots.apps import encode_app
 from engine.snapshots.library import parse_version
 from engine.snapshots.membership import decode_claim, decode_member
 from engine.snapshots.port import Snapshots
@@ -25,6 +26,7 @@ from magicflow.v1 import playbook_pb2
 from magicflow.v1 import registry_service_pb2 as pb
 from magicflow.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from magicflow.v1.worker_pb2 import Function, Worker
+from services.registry.apps import app_message, settings
 from services.registry.differences import differences
 from services.registry.publishing import Publishing
 from services.registry.view import ClusterView
@@ -64,12 +66,9 @@ class RegistryServicer(RegistryServiceServicer):
         _check_name("app.name", app.name)
         if len(app.description) > 1_024:
             raise Invalid("app.description has more than 1,024 characters")
-        for field, given in (("quota", app.quota), ("brokers", app.brokers)):
-            if given:
-                raise Unimplemented(f"app.{field} is not available in this version")
-        now = self._clock.now()
-        await self._store.create_app(app.name, app.description, app.quota, now)
-        await self._announce(app.name, enabled=True)
+        wanted = settings(app, self._partitions, enabled=True)
+        await self._store.create_app(app.name, app.description, wanted, self._clock.now())
+        await self._snapshots.put(keys.app(app.name), encode_app(wanted))
         text, _ = await self._token(app.name, "owner", SCOPES, TOKEN_LIFETIME)
         return pb.CreateAppResponse(app=await self._app(app.name), token=text)
 
@@ -79,25 +78,22 @@ class RegistryServicer(RegistryServiceServicer):
 
     async def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
         rows = await self._store.apps()
-        seen = [_app_message(row) for row in rows if caller().may("trigger", row.name)]
+        seen = [app_message(row) for row in rows if caller().may("trigger", row.name)]
         return pb.ListAppsResponse(apps=seen)
 
     async def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> pb.UpdateAppResponse:
         app = request.app
         caller().require("admin", app.name)
-        for field, given in (("quota", app.quota), ("brokers", app.brokers)):
-            if given:
-                raise Unimplemented(f"app.{field} is not available in this version")
+        if len(app.description) > 1_024:
+            raise Invalid("app.description has more than 1,024 characters")
+        wanted = settings(app, self._partitions, enabled=app.enabled)
         await self._store.app(app.name)
-        await self._store.update_app(app.name, app.description, app.enabled)
-        await self._announce(app.name, app.enabled)
+        await self._store.update_app(app.name, app.description, wanted)
+        await self._snapshots.put(keys.app(app.name), encode_app(wanted))
         return pb.UpdateAppResponse(app=await self._app(app.name))
 
-    async def _announce(self, app: str, enabled: bool) -> None:
-        await self._snapshots.put(keys.app(app), msgspec.json.encode({"enabled": enabled}))
-
     async def _app(self, name: str) -> pb.App:
-        return _app_message(await self._store.app(name))
+        return app_message(await self._store.app(name))
 
     async def CreateToken(
         self, request: pb.CreateTokenRequest, context: Any
@@ -174,8 +170,8 @@ class RegistryServicer(RegistryServiceServicer):
     ) -> pb.ValidatePlaybookResponse:
         examined = await self._publishing.examine(_source(request), request.strict)
         known = examined.playbook
-        if known is not None:
-            caller().require("trigger", known.app)
+        if examined.app:
+            caller().require("trigger", examined.app)
         return pb.ValidatePlaybookResponse(
             findings=[finding_message(finding) for finding in examined.findings],
             playbook=None if known is None else playbook_message(known),
@@ -186,8 +182,8 @@ class RegistryServicer(RegistryServiceServicer):
     ) -> pb.PublishSnapshotResponse:
         source = _source(request)
         examined = await self._publishing.examine(source, request.strict)
-        if examined.playbook is not None:
-            caller().require("operate", examined.playbook.app)
+        if examined.app:
+            caller().require("operate", examined.app)
         done = await self._publishing.publish(source, request.strict, caller().subject)
         if request.switch:
             await self._publishing.switch(done.playbook_id, done.snapshot_id, 0)
@@ -381,16 +377,6 @@ def _check_name(field: str, name: str) -> None:
 
 def _document(row: Any) -> dict[str, Any]:
     return to_data(_playbooks.decode(row.content))
-
-
-def _app_message(row: Any) -> pb.App:
-    return pb.App(
-        name=row.name,
-        description=row.description,
-        enabled=bool(row.enabled),
-        quota=row.quota,
-        created_at=timestamp(row.created_at),
-    )
 
 
 def _token_message(row: Any) -> pb.Token:

@@ -1,17 +1,9 @@
-"""Whether a trigger may start a trace, and its durable way to the partition's owner.
-
-Triggers that arrive while an append is under way share the next one: one frame per partition.
-"""
+"""Whether a trigger may start a trace, and its durable way to the partition's owner."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
 import grpc.aio
-import msgspec
 
-from engine.bus.port import MAX_FRAME, Bus
 from engine.bus.triggers import StartTrace, encode_triggers
 from engine.clock import Clock
 from engine.core.graph import Graph
@@ -19,24 +11,19 @@ from engine.core.keys import key_digest, request_digest
 from engine.core.payload import NotJson, Payload
 from engine.core.playbook import DEFAULT_PRIORITY, UNSET
 from engine.core.validation import complaints
-from engine.errors import Denied, FieldViolation, Invalid, Unavailable
+from engine.errors import Denied, FieldViolation, Invalid
 from engine.ids import mint, partition_of
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.status import from_call
-from engine.snapshots import keys
+from engine.snapshots.apps import Apps
 from engine.snapshots.library import Library
-from engine.snapshots.mirror import Mirror
 from magicflow.v1.partition_service_pb2 import StartRequest, StartResponse
+from services.trigger.lanes import Lanes
+from services.trigger.load import Backlog
+from services.trigger.quotas import Quotas
+from services.trigger.readiness import Readiness
 
-APPEND_PATIENCE = 10.0  # seconds
-FRAME_TRIGGERS = 100
 MAX_DELAY = 366 * 86_400_000  # milliseconds
-
-
-class AppRecord(msgspec.Struct):
-    """What `/flow/app/<name>` says."""
-
-    enabled: bool = True
 
 
 class Admission:
@@ -44,20 +31,25 @@ class Admission:
 
     def __init__(
         self,
-        bus: Bus,
         library: Library,
-        apps: Mirror,
+        apps: Apps,
+        lanes: Lanes,
+        backlog: Backlog,
+        quotas: Quotas,
+        readiness: Readiness,
         owners: Owners,
         partitions: int,
         clock: Clock,
     ) -> None:
-        self._bus = bus
         self._library = library
         self._apps = apps
+        self._lanes = lanes
+        self._backlog = backlog
+        self._quotas = quotas
+        self._readiness = readiness
         self._owners = owners
         self._partitions = partitions
         self._clock = clock
-        self._lanes = [_Lane(bus, partition) for partition in range(partitions)]
 
     async def prepare(
         self,
@@ -84,6 +76,7 @@ class Admission:
             playbook_id, snapshot_id = self._library.active(playbook)
         graph = await self._library.graph(playbook_id, snapshot_id)
         _check_input(graph, value)
+        await self._check_workers(graph)
         now = self._clock.now()
         if start_at > now + MAX_DELAY:
             raise Invalid("start_at lies more than a year ahead")
@@ -105,12 +98,13 @@ class Admission:
         graph = await self._library.graph(trigger.playbook_id, trigger.snapshot_id)
         self._check_app(graph.drawn.app)
         _check_input(graph, trigger.input)
+        await self._check_workers(graph)
         await self.append(trigger)
 
     async def start_keyed(self, trigger: StartTrace) -> StartResponse:
         """Has the partition's owner start the trace, or find the one of the same key. Returns
         when that is on disk. Errors: `AlreadyExists`, `Exhausted`, `Unavailable`."""
-        partition = partition_of(trigger.trace_id, self._partitions)
+        partition, _ = await self._make_room(trigger)
         request = StartRequest(partition=partition, trigger=encode_triggers([trigger]))
         try:
             return await self._owners.of_partition(partition).Start(
@@ -120,18 +114,33 @@ class Admission:
             raise from_call(error) from error
 
     async def append(self, trigger: StartTrace) -> None:
-        """Returns when the trigger is on disk. Errors: `Unavailable`."""
-        partition = partition_of(trigger.trace_id, self._partitions)
-        await self._lanes[partition].append(trigger)
+        """Returns when the trigger is on disk. Errors: `Exhausted`, `Unavailable`."""
+        partition, app = await self._make_room(trigger)
+        self._backlog.add(partition, app, 1)
+        # Where few of an app's traces may live, small frames fill their places better.
+        share = self._apps.of(app).in_flight // self._partitions
+        await self._lanes.append(trigger, app, max(1, share // 16) if share else 0)
+
+    async def _make_room(self, trigger: StartTrace) -> tuple[int, str]:
+        """(partition, app) of a trigger that the app's quota and the cluster can take. Errors:
+        `Exhausted`, `Unavailable`."""
+        graph = await self._library.graph(trigger.playbook_id, trigger.snapshot_id)
+        partition, app = partition_of(trigger.trace_id, self._partitions), graph.drawn.app
+        self._backlog.check(partition, app)
+        await self._quotas.take(app)
+        return partition, app
 
     async def close(self) -> None:
-        for lane in self._lanes:
-            await lane.close()
+        await self._quotas.close()
+        await self._lanes.close()
 
     def _check_app(self, name: str) -> None:
-        record = self._apps.entries.get(keys.app(name))
-        if record is not None and not msgspec.json.decode(record, type=AppRecord).enabled:
+        if not self._apps.of(name).enabled:
             raise Denied(f"the app {name} is switched off", reason="APP_DISABLED")
+
+    async def _check_workers(self, graph: Graph) -> None:
+        if self._apps.of(graph.drawn.app).require_workers:
+            await self._readiness.check(graph)
 
 
 def _check_input(graph: Graph, value: Payload) -> None:
@@ -151,64 +160,3 @@ def _check_input(graph: Graph, value: Payload) -> None:
             reason="INPUT_INVALID",
             violations=[FieldViolation(place, "INPUT_INVALID", why) for place, why in found],
         )
-
-
-class _Lane:
-    """Triggers of one partition; a frame carries what gathered while the one before was sent."""
-
-    def __init__(self, bus: Bus, partition: int) -> None:
-        self._bus = bus
-        self._partition = partition
-        self._waiting: list[tuple[StartTrace, asyncio.Future[None]]] = []
-        self._sender: asyncio.Task[None] | None = None
-
-    async def append(self, trigger: StartTrace) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((trigger, future))
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send())
-        await asyncio.shield(future)
-
-    async def close(self) -> None:
-        if self._sender is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sender
-
-    async def _send(self) -> None:
-        while self._waiting:
-            batch = self._cut()
-            try:
-                frame = encode_triggers([trigger for trigger, _ in batch])
-                sent = await self._bus.offer_trigger(self._partition, DEFAULT_PRIORITY, frame)
-                await asyncio.wait_for(sent, APPEND_PATIENCE)
-            except (Unavailable, TimeoutError) as error:
-                refusal = Unavailable(
-                    f"the trigger could not be stored: {error or 'the bus did not answer'}",
-                    reason="BUS_UNAVAILABLE",
-                    mend="try again; whether it was stored is not known",
-                    retry_after=1.0,
-                )
-                _settle(batch, refusal)
-            else:
-                _settle(batch, None)
-        self._sender = None
-
-    def _cut(self) -> list[tuple[StartTrace, asyncio.Future[None]]]:
-        size, count = 0, 0
-        for trigger, _ in self._waiting[:FRAME_TRIGGERS]:
-            size += len(trigger.input.data) + 128
-            if count and size > MAX_FRAME:
-                break
-            count += 1
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        return batch
-
-
-def _settle(batch: list[tuple[StartTrace, asyncio.Future[None]]], error: Exception | None) -> None:
-    for _, future in batch:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)

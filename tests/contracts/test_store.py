@@ -22,8 +22,10 @@ from engine.core.payload import NULL
 from engine.core.status import TraceStatus
 from engine.errors import AlreadyExists, Conflict, Invalid, NotFound, Unavailable
 from engine.ids import make
+from engine.rpc.paging import page_size
+from engine.snapshots.apps import App
 from engine.store import tables
-from engine.store.journals import Journals, page_size
+from engine.store.journals import Journals
 from engine.store.registry import RegistryStore
 from engine.store.sql import Database
 from tests.servers import Postgres
@@ -87,7 +89,7 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(database: Data
 
 async def test_a_database_is_opened_again_as_it_was(url: str) -> None:
     first = await Database.open(url)
-    await RegistryStore(first).create_app("shop", "", 0, 1)
+    await RegistryStore(first).create_app("shop", "", App(), 1)
     await first.close()
     again = await Database.open(url)
     assert [app.name for app in await RegistryStore(again).apps()] == ["shop"]
@@ -278,9 +280,9 @@ async def publish(
 
 
 async def test_an_app_is_made_once(store: RegistryStore) -> None:
-    await store.create_app("shop", "sells", 5.0, 1)
+    await store.create_app("shop", "sells", App(quota=5.0), 1)
     with pytest.raises(AlreadyExists):
-        await store.create_app("shop", "", 0, 2)
+        await store.create_app("shop", "", App(), 2)
     app = await store.app("shop")
     assert (app.description, app.quota, app.enabled) == ("sells", 5.0, 1)
     with pytest.raises(NotFound):

@@ -530,6 +530,7 @@ class SimulatedDelivery:
         self.data = item.data
         self.subject = item.subject
         self.sequence = item.sequence
+        self.behind = 0
         self.redelivered = count > 1
 
     def _say(self, word: Callable[[Consumer], None]) -> None:

@@ -20,13 +20,14 @@ _PULL_EXPIRES = 30.0  # seconds
 
 
 class JetStreamDelivery:
-    __slots__ = ("_message", "redelivered", "sequence", "subject")
+    __slots__ = ("_message", "behind", "redelivered", "sequence", "subject")
 
     def __init__(self, message: Msg) -> None:
         self._message = message
         self.subject: str = message.subject
         metadata = message.metadata
         self.sequence: int = metadata.sequence.stream
+        self.behind: int = metadata.num_pending
         self.redelivered: bool = metadata.num_delivered > 1
 
     @property

@@ -5,10 +5,11 @@ COMMAND`).
 The worker is started with MAGICFLOW_ADDRESS, MAGICFLOW_TOKEN (may be empty) and
 MAGICFLOW_BEHAVIOUR, the path of a JSON file::
 
-    {"functions": {"app/name": BEHAVIOUR, …}}
+    {"functions": {"app/name": BEHAVIOUR, …}, "commands": {NAME: COMMAND, …}}
 
-It offers exactly these functions, runs at least 256 tasks at once, and ends at SIGTERM. The
-functions may belong to several apps. What it prints goes to a log.
+It offers exactly these functions, has exactly these commands (none where the key is missing), runs
+at least 256 tasks at once, and ends at SIGTERM. The functions may belong to several apps. What it
+prints goes to a log.
 
 A BEHAVIOUR is an object with exactly one of
 
@@ -16,6 +17,8 @@ A BEHAVIOUR is an object with exactly one of
     returns its input
 ``"returns": VALUE``
     returns the value, any JSON
+``"returns_env": true``
+    returns the env that it sees, an object: the trace's, with the node's own on top
 ``"fails": FAILURE``
     fails: ``{"code": TEXT, "message": TEXT, "retryable": BOOL, "details": JSON,
     "retry_after": DURATION}``; without a message the code is the message, without `retryable`
@@ -27,6 +30,8 @@ A BEHAVIOUR is an object with exactly one of
     each of the first N calls ends the process on the spot: no result, no draining. Later calls do
     what `then` says, whose own count begins with call N + 1. The process is started again by
     whoever started it
+``"absent": true``
+    is never in the file: no worker offers the function
 
 and, beside any of these but `script`,
 
@@ -35,12 +40,18 @@ and, beside any of these but `script`,
 ``"takes": DURATION``
     waits that long after the heartbeats, before it returns, fails or crashes
 ``"env": {KEY: VALUE, …}``
-    sets these keys of the trace's env; only beside `echo` or `returns`
+    sets these keys of the trace's env; only beside one that returns
+
+A COMMAND, which runs before or after a function where a playbook says so, is an object with exactly
+one of ``"returns": VALUE``, of which nobody sees the value, and ``"fails": FAILURE``; beside
+`returns` it may have `env`. Commands run in the order in which the task names them. The first that
+fails, or that the worker does not have (failure `COMMAND_UNKNOWN`, not retryable), is the failure of
+the attempt: what would follow does not run.
 
 A DURATION is text: numbers with a unit of `ms`, `s`, `m`, `h` or `d`, as in `200ms` and `1m30s`.
 
-Before it does anything else for a task, the worker appends one line to the file beside the
-behaviour file that has `.calls` after its name, in one write to a file opened for appending::
+Before anything else in a function, and so after the commands before it, the worker appends one line
+to the file beside the behaviour file that has `.calls` after its name, in one write to a file opened for appending::
 
     app/name<TAB>trace id<TAB>node path<TAB>attempt<LF>
 
@@ -72,11 +83,12 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 @dataclass(frozen=True, slots=True)
 class Returns:
-    """`value` is what it returns, unless it echoes its input."""
+    """`value` is what it returns, unless it echoes its input or tells the env that it sees."""
 
     value: Any = None
     echo: bool = False
     env: Mapping[str, Any] = field(default_factory=dict)
+    tells_env: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,8 @@ def _outcome(behaviour: Mapping[str, Any]) -> Returns | Fails | Crashes:
     env = behaviour.get("env", {})
     if behaviour.get("echo"):
         return Returns(echo=True, env=env)
+    if behaviour.get("returns_env"):
+        return Returns(tells_env=True, env=env)
     return Returns(behaviour["returns"], env=env)
 
 
@@ -191,6 +205,16 @@ async def perform(the_plan: Plan, value: Any, context: Context) -> Any:
     outcome = the_plan.outcome
     if isinstance(outcome, Crashes):
         os._exit(CRASHED)
+    seen = dict(context.env)
+    come_out(outcome, context)
+    assert isinstance(outcome, Returns)
+    if outcome.tells_env:
+        return seen
+    return value if outcome.echo else outcome.value
+
+
+def come_out(outcome: Returns | Fails, context: Context) -> None:
+    """Errors: `TaskError`."""
     if isinstance(outcome, Fails):
         raise TaskError(
             outcome.code,
@@ -201,16 +225,17 @@ async def perform(the_plan: Plan, value: Any, context: Context) -> Any:
         )
     for key, item in outcome.env.items():
         context.env.set(key, item)
-    return value if outcome.echo else outcome.value
 
 
 def worker_of(path: Path) -> Worker:
     """A worker that offers what the behaviour file says."""
-    functions = json.loads(path.read_text("utf-8"))["functions"]
+    content = json.loads(path.read_text("utf-8"))
     log = CallLog(calls_file(path))
     worker = Worker(slots=SLOTS)
-    for name, behaviour in functions.items():
+    for name, behaviour in content["functions"].items():
         _offer(worker, name, behaviour, log)
+    for name, behaviour in content.get("commands", {}).items():
+        _have(worker, name, behaviour)
     return worker
 
 
@@ -218,6 +243,14 @@ def _offer(worker: Worker, name: str, behaviour: Mapping[str, Any], log: CallLog
     @worker.function(name)
     async def behave(input: Any, ctx: Context) -> Any:
         return await perform(plan(behaviour, log.add(ctx)), input, ctx)
+
+
+def _have(worker: Worker, name: str, behaviour: Mapping[str, Any]) -> None:
+    @worker.command(name)
+    def obey(context: Context) -> None:
+        outcome = plan(behaviour, 1).outcome
+        assert not isinstance(outcome, Crashes)
+        come_out(outcome, context)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """What was named, and is none of the things above, does not exist."""
     ERROR_REASON_TRACE_STATE: _ErrorReason.ValueType  # 36
     """The trace is not in a state that allows this: paused or not, ended or not, compensated."""
+    ERROR_REASON_NO_WORKER: _ErrorReason.ValueType  # 37
+    """No live worker offers a function that the playbook needs, and the app wants to know before."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. It is the `reason` of the `google.rpc.ErrorInfo` in the status
@@ -179,6 +181,8 @@ ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 35
 """What was named, and is none of the things above, does not exist."""
 ERROR_REASON_TRACE_STATE: ErrorReason.ValueType  # 36
 """The trace is not in a state that allows this: paused or not, ended or not, compensated."""
+ERROR_REASON_NO_WORKER: ErrorReason.ValueType  # 37
+"""No live worker offers a function that the playbook needs, and the app wants to know before."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from magicflow.v1 import error_pb2 as magicflow_dot_v1_dot_error__pb2
 from magicflow.v1 import payload_pb2 as magicflow_dot_v1_dot_payload__pb2
@@ -29,7 +30,7 @@ from magicflow.v1 import task_pb2 as magicflow_dot_v1_dot_task__pb2
 from magicflow.v1 import trace_pb2 as magicflow_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$magicflow/v1/partition_service.proto\x12\x0cmagicflow.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18magicflow/v1/error.proto\x1a\x1amagicflow/v1/payload.proto\x1a\x17magicflow/v1/task.proto\x1a\x18magicflow/v1/trace.proto\"\x90\x01\n\x0e\x44\x65liverRequest\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12\x32\n\x07results\x18\x02 \x03(\x0b\x32\x18.magicflow.v1.TaskResultR\x07results\x12\x18\n\x07workers\x18\x03 \x03(\tR\x07workers\x12\x12\n\x04lost\x18\x04 \x03(\rR\x04lost\"J\n\x0f\x44\x65liverResponse\x12\x37\n\x08receipts\x18\x01 \x03(\x0b\x32\x1b.magicflow.v1.ResultReceiptR\x08receipts\"W\n\x0bOwedRequest\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12*\n\x05tasks\x18\x02 \x03(\x0b\x32\x14.magicflow.v1.TaskIdR\x05tasks\"\"\n\x0cOwedResponse\x12\x12\n\x04owed\x18\x01 \x03(\x08R\x04owed\"+\n\x0eInspectRequest\x12\x19\n\x08trace_id\x18\x01 \x01(\tR\x07traceId\"<\n\x0fInspectResponse\x12)\n\x05trace\x18\x01 \x01(\x0b\x32\x13.magicflow.v1.TraceR\x05trace\"*\n\rExportRequest\x12\x19\n\x08trace_id\x18\x01 \x01(\tR\x07traceId\"&\n\x0e\x45xportResponse\x12\x14\n\x05state\x18\x01 \x01(\x0cR\x05state\"F\n\x0cStartRequest\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12\x18\n\x07trigger\x18\x02 \x01(\x0cR\x07trigger\"g\n\rStartResponse\x12\x19\n\x08trace_id\x18\x01 \x01(\x0cR\x07traceId\x12\x1a\n\x08\x65xisting\x18\x02 \x01(\x08R\x08\x65xisting\x12\x1f\n\x0bsnapshot_id\x18\x03 \x01(\x03R\nsnapshotId\"\xe7\x02\n\x0eOperateRequest\x12\x19\n\x08trace_id\x18\x01 \x01(\tR\x07traceId\x12\x12\n\x04verb\x18\x02 \x01(\tR\x04verb\x12\x12\n\x04node\x18\x03 \x01(\tR\x04node\x12\x0e\n\x02\x62y\x18\x04 \x01(\tR\x02\x62y\x12\x10\n\x03why\x18\x05 \x01(\tR\x03why\x12/\n\x07payload\x18\x06 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x07payload\x12/\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12*\n\x02\x61t\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02\x61t\x12\x16\n\x06reject\x18\t \x01(\x08R\x06reject\x12\x1e\n\ncompensate\x18\n \x01(\x08R\ncompensate\x12\x14\n\x05nodes\x18\x0b \x03(\tR\x05nodes\x12\x14\n\x05state\x18\x0c \x01(\x0cR\x05state\"\x11\n\x0fOperateResponse2\xb0\x03\n\x10PartitionService\x12\x46\n\x07\x44\x65liver\x12\x1c.magicflow.v1.DeliverRequest\x1a\x1d.magicflow.v1.DeliverResponse\x12=\n\x04Owed\x12\x19.magicflow.v1.OwedRequest\x1a\x1a.magicflow.v1.OwedResponse\x12\x46\n\x07Inspect\x12\x1c.magicflow.v1.InspectRequest\x1a\x1d.magicflow.v1.InspectResponse\x12\x43\n\x06\x45xport\x12\x1b.magicflow.v1.ExportRequest\x1a\x1c.magicflow.v1.ExportResponse\x12@\n\x05Start\x12\x1a.magicflow.v1.StartRequest\x1a\x1b.magicflow.v1.StartResponse\x12\x46\n\x07Operate\x12\x1c.magicflow.v1.OperateRequest\x1a\x1d.magicflow.v1.OperateResponseB.Z,magicflow.dev/sdk/go/magicflowv1;magicflowv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$magicflow/v1/partition_service.proto\x12\x0cmagicflow.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18magicflow/v1/error.proto\x1a\x1amagicflow/v1/payload.proto\x1a\x17magicflow/v1/task.proto\x1a\x18magicflow/v1/trace.proto\"\x90\x01\n\x0e\x44\x65liverRequest\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12\x32\n\x07results\x18\x02 \x03(\x0b\x32\x18.magicflow.v1.TaskResultR\x07results\x12\x18\n\x07workers\x18\x03 \x03(\tR\x07workers\x12\x12\n\x04lost\x18\x04 \x03(\rR\x04lost\"J\n\x0f\x44\x65liverResponse\x12\x37\n\x08receipts\x18\x01 \x03(\x0b\x32\x1b.magicflow.v1.ResultReceiptR\x08receipts\"W\n\x0bOwedRequest\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12*\n\x05tasks\x18\x02 \x03(\x0b\x32\x14.magicflow.v1.TaskIdR\x05tasks\"\"\n\x0cOwedResponse\x12\x12\n\x04owed\x18\x01 \x03(\x08R\x04owed\"+\n\x0eInspectRequest\x12\x19\n\x08trace_id\x18\x01 \x01(\tR\x07traceId\"<\n\x0fInspectResponse\x12)\n\x05trace\x18\x01 \x01(\x0b\x32\x13.magicflow.v1.TraceR\x05trace\"*\n\rExportRequest\x12\x19\n\x08trace_id\x18\x01 \x01(\tR\x07traceId\"&\n\x0e\x45xportResponse\x12\x14\n\x05state\x18\x01 \x01(\x0cR\x05state\"F\n\x0cStartRequest\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12\x18\n\x07trigger\x18\x02 \x01(\x0cR\x07trigger\"g\n\rStartResponse\x12\x19\n\x08trace_id\x18\x01 \x01(\x0cR\x07traceId\x12\x1a\n\x08\x65xisting\x18\x02 \x01(\x08R\x08\x65xisting\x12\x1f\n\x0bsnapshot_id\x18\x03 \x01(\x03R\nsnapshotId\"\\\n\x12LeaseStartsRequest\x12\x1c\n\tpartition\x18\x01 \x01(\rR\tpartition\x12\x10\n\x03\x61pp\x18\x02 \x01(\tR\x03\x61pp\x12\x16\n\x06wanted\x18\x03 \x01(\rR\x06wanted\"k\n\x13LeaseStartsResponse\x12\x18\n\x07granted\x18\x01 \x01(\rR\x07granted\x12:\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryAfter\"\xe7\x02\n\x0eOperateRequest\x12\x19\n\x08trace_id\x18\x01 \x01(\tR\x07traceId\x12\x12\n\x04verb\x18\x02 \x01(\tR\x04verb\x12\x12\n\x04node\x18\x03 \x01(\tR\x04node\x12\x0e\n\x02\x62y\x18\x04 \x01(\tR\x02\x62y\x12\x10\n\x03why\x18\x05 \x01(\tR\x03why\x12/\n\x07payload\x18\x06 \x01(\x0b\x32\x15.magicflow.v1.PayloadR\x07payload\x12/\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x15.magicflow.v1.FailureR\x07\x66\x61ilure\x12*\n\x02\x61t\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02\x61t\x12\x16\n\x06reject\x18\t \x01(\x08R\x06reject\x12\x1e\n\ncompensate\x18\n \x01(\x08R\ncompensate\x12\x14\n\x05nodes\x18\x0b \x03(\tR\x05nodes\x12\x14\n\x05state\x18\x0c \x01(\x0cR\x05state\"\x11\n\x0fOperateResponse2\x84\x04\n\x10PartitionService\x12\x46\n\x07\x44\x65liver\x12\x1c.magicflow.v1.DeliverRequest\x1a\x1d.magicflow.v1.DeliverResponse\x12=\n\x04Owed\x12\x19.magicflow.v1.OwedRequest\x1a\x1a.magicflow.v1.OwedResponse\x12\x46\n\x07Inspect\x12\x1c.magicflow.v1.InspectRequest\x1a\x1d.magicflow.v1.InspectResponse\x12\x43\n\x06\x45xport\x12\x1b.magicflow.v1.ExportRequest\x1a\x1c.magicflow.v1.ExportResponse\x12@\n\x05Start\x12\x1a.magicflow.v1.StartRequest\x1a\x1b.magicflow.v1.StartResponse\x12R\n\x0bLeaseStarts\x12 .magicflow.v1.LeaseStartsRequest\x1a!.magicflow.v1.LeaseStartsResponse\x12\x46\n\x07Operate\x12\x1c.magicflow.v1.OperateRequest\x1a\x1d.magicflow.v1.OperateResponseB.Z,magicflow.dev/sdk/go/magicflowv1;magicflowv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +38,34 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'magicflow.v1.partition_serv
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z,magicflow.dev/sdk/go/magicflowv1;magicflowv1'
-  _globals['_DELIVERREQUEST']._serialized_start=193
-  _globals['_DELIVERREQUEST']._serialized_end=337
-  _globals['_DELIVERRESPONSE']._serialized_start=339
-  _globals['_DELIVERRESPONSE']._serialized_end=413
-  _globals['_OWEDREQUEST']._serialized_start=415
-  _globals['_OWEDREQUEST']._serialized_end=502
-  _globals['_OWEDRESPONSE']._serialized_start=504
-  _globals['_OWEDRESPONSE']._serialized_end=538
-  _globals['_INSPECTREQUEST']._serialized_start=540
-  _globals['_INSPECTREQUEST']._serialized_end=583
-  _globals['_INSPECTRESPONSE']._serialized_start=585
-  _globals['_INSPECTRESPONSE']._serialized_end=645
-  _globals['_EXPORTREQUEST']._serialized_start=647
-  _globals['_EXPORTREQUEST']._serialized_end=689
-  _globals['_EXPORTRESPONSE']._serialized_start=691
-  _globals['_EXPORTRESPONSE']._serialized_end=729
-  _globals['_STARTREQUEST']._serialized_start=731
-  _globals['_STARTREQUEST']._serialized_end=801
-  _globals['_STARTRESPONSE']._serialized_start=803
-  _globals['_STARTRESPONSE']._serialized_end=906
-  _globals['_OPERATEREQUEST']._serialized_start=909
-  _globals['_OPERATEREQUEST']._serialized_end=1268
-  _globals['_OPERATERESPONSE']._serialized_start=1270
-  _globals['_OPERATERESPONSE']._serialized_end=1287
-  _globals['_PARTITIONSERVICE']._serialized_start=1290
-  _globals['_PARTITIONSERVICE']._serialized_end=1722
+  _globals['_DELIVERREQUEST']._serialized_start=225
+  _globals['_DELIVERREQUEST']._serialized_end=369
+  _globals['_DELIVERRESPONSE']._serialized_start=371
+  _globals['_DELIVERRESPONSE']._serialized_end=445
+  _globals['_OWEDREQUEST']._serialized_start=447
+  _globals['_OWEDREQUEST']._serialized_end=534
+  _globals['_OWEDRESPONSE']._serialized_start=536
+  _globals['_OWEDRESPONSE']._serialized_end=570
+  _globals['_INSPECTREQUEST']._serialized_start=572
+  _globals['_INSPECTREQUEST']._serialized_end=615
+  _globals['_INSPECTRESPONSE']._serialized_start=617
+  _globals['_INSPECTRESPONSE']._serialized_end=677
+  _globals['_EXPORTREQUEST']._serialized_start=679
+  _globals['_EXPORTREQUEST']._serialized_end=721
+  _globals['_EXPORTRESPONSE']._serialized_start=723
+  _globals['_EXPORTRESPONSE']._serialized_end=761
+  _globals['_STARTREQUEST']._serialized_start=763
+  _globals['_STARTREQUEST']._serialized_end=833
+  _globals['_STARTRESPONSE']._serialized_start=835
+  _globals['_STARTRESPONSE']._serialized_end=938
+  _globals['_LEASESTARTSREQUEST']._serialized_start=940
+  _globals['_LEASESTARTSREQUEST']._serialized_end=1032
+  _globals['_LEASESTARTSRESPONSE']._serialized_start=1034
+  _globals['_LEASESTARTSRESPONSE']._serialized_end=1141
+  _globals['_OPERATEREQUEST']._serialized_start=1144
+  _globals['_OPERATEREQUEST']._serialized_end=1503
+  _globals['_OPERATERESPONSE']._serialized_start=1505
+  _globals['_OPERATERESPONSE']._serialized_end=1522
+  _globals['_PARTITIONSERVICE']._serialized_start=1525
+  _globals['_PARTITIONSERVICE']._serialized_end=2041
 # @@protoc_insertion_point(module_scope)

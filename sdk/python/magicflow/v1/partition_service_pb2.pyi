@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -284,6 +285,64 @@ class StartResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartResponse: _TypeAlias = StartResponse  # noqa: Y015
+
+@_typing.final
+class LeaseStartsRequest(_message.Message):
+    """How many starts an app wants to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    APP_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """The partition that keeps the app's account."""
+    app: _builtins.str
+    """The app."""
+    wanted: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        app: _builtins.str = ...,
+        wanted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "partition", b"partition", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseStartsRequest: _TypeAlias = LeaseStartsRequest  # noqa: Y015
+
+@_typing.final
+class LeaseStartsResponse(_message.Message):
+    """How many it may make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTED_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    granted: _builtins.int
+    """From 0 to what was wanted."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """When the next one is free, where some were not granted."""
+
+    def __init__(
+        self,
+        *,
+        granted: _builtins.int = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "retry_after", b"retry_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseStartsResponse: _TypeAlias = LeaseStartsResponse  # noqa: Y015
 
 @_typing.final
 class OperateRequest(_message.Message):

@@ -61,6 +61,11 @@ class PartitionServiceStub:
                 request_serializer=magicflow_dot_v1_dot_partition__service__pb2.StartRequest.SerializeToString,
                 response_deserializer=magicflow_dot_v1_dot_partition__service__pb2.StartResponse.FromString,
                 _registered_method=True)
+        self.LeaseStarts = channel.unary_unary(
+                '/magicflow.v1.PartitionService/LeaseStarts',
+                request_serializer=magicflow_dot_v1_dot_partition__service__pb2.LeaseStartsRequest.SerializeToString,
+                response_deserializer=magicflow_dot_v1_dot_partition__service__pb2.LeaseStartsResponse.FromString,
+                _registered_method=True)
         self.Operate = channel.unary_unary(
                 '/magicflow.v1.PartitionService/Operate',
                 request_serializer=magicflow_dot_v1_dot_partition__service__pb2.OperateRequest.SerializeToString,
@@ -121,6 +126,16 @@ class PartitionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaseStarts(self, request, context):
+        """Starts that an app may make now, out of its quota for the whole cluster. One partition keeps
+        the account of an app.
+
+        Errors: PARTITION_UNOWNED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Operate(self, request, context):
         """An operator's act on a live trace, or a retry of an ended one. Answers after it is committed.
 
@@ -158,6 +173,11 @@ def add_PartitionServiceServicer_to_server(servicer, server):
                     servicer.Start,
                     request_deserializer=magicflow_dot_v1_dot_partition__service__pb2.StartRequest.FromString,
                     response_serializer=magicflow_dot_v1_dot_partition__service__pb2.StartResponse.SerializeToString,
+            ),
+            'LeaseStarts': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseStarts,
+                    request_deserializer=magicflow_dot_v1_dot_partition__service__pb2.LeaseStartsRequest.FromString,
+                    response_serializer=magicflow_dot_v1_dot_partition__service__pb2.LeaseStartsResponse.SerializeToString,
             ),
             'Operate': grpc.unary_unary_rpc_method_handler(
                     servicer.Operate,
@@ -302,6 +322,33 @@ class PartitionService:
             '/magicflow.v1.PartitionService/Start',
             magicflow_dot_v1_dot_partition__service__pb2.StartRequest.SerializeToString,
             magicflow_dot_v1_dot_partition__service__pb2.StartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseStarts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/magicflow.v1.PartitionService/LeaseStarts',
+            magicflow_dot_v1_dot_partition__service__pb2.LeaseStartsRequest.SerializeToString,
+            magicflow_dot_v1_dot_partition__service__pb2.LeaseStartsResponse.FromString,
             options,
             channel_credentials,
             insecure,

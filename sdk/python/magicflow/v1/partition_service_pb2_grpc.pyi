@@ -63,6 +63,12 @@ class PartitionServiceStub:
 
     Errors: IDEMPOTENCY_CONFLICT, OVERLOADED, PARTITION_UNOWNED.
     """
+    LeaseStarts: _grpc.UnaryUnaryMultiCallable[_partition_service_pb2.LeaseStartsRequest, _partition_service_pb2.LeaseStartsResponse]
+    """Starts that an app may make now, out of its quota for the whole cluster. One partition keeps
+    the account of an app.
+
+    Errors: PARTITION_UNOWNED.
+    """
     Operate: _grpc.UnaryUnaryMultiCallable[_partition_service_pb2.OperateRequest, _partition_service_pb2.OperateResponse]
     """An operator's act on a live trace, or a retry of an ended one. Answers after it is committed.
 
@@ -104,6 +110,12 @@ class PartitionServiceAsyncStub(PartitionServiceStub):
     after it is committed.
 
     Errors: IDEMPOTENCY_CONFLICT, OVERLOADED, PARTITION_UNOWNED.
+    """
+    LeaseStarts: _aio.UnaryUnaryMultiCallable[_partition_service_pb2.LeaseStartsRequest, _partition_service_pb2.LeaseStartsResponse]  # type: ignore[assignment]
+    """Starts that an app may make now, out of its quota for the whole cluster. One partition keeps
+    the account of an app.
+
+    Errors: PARTITION_UNOWNED.
     """
     Operate: _aio.UnaryUnaryMultiCallable[_partition_service_pb2.OperateRequest, _partition_service_pb2.OperateResponse]  # type: ignore[assignment]
     """An operator's act on a live trace, or a retry of an ended one. Answers after it is committed.
@@ -173,6 +185,18 @@ class PartitionServiceServicer(metaclass=_abc_1.ABCMeta):
         after it is committed.
 
         Errors: IDEMPOTENCY_CONFLICT, OVERLOADED, PARTITION_UNOWNED.
+        """
+
+    @_abc_1.abstractmethod
+    def LeaseStarts(
+        self,
+        request: _partition_service_pb2.LeaseStartsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_partition_service_pb2.LeaseStartsResponse, _abc.Awaitable[_partition_service_pb2.LeaseStartsResponse]]:
+        """Starts that an app may make now, out of its quota for the whole cluster. One partition keeps
+        the account of an app.
+
+        Errors: PARTITION_UNOWNED.
         """
 
     @_abc_1.abstractmethod

@@ -23,6 +23,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Balancing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BalancingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Balancing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BALANCING_UNSPECIFIED: _Balancing.ValueType  # 0
+    """Round robin."""
+    BALANCING_ROUND_ROBIN: _Balancing.ValueType  # 1
+    """One frame after the other to the next broker."""
+    BALANCING_WEIGHT: _Balancing.ValueType  # 2
+    """In proportion to the brokers' weights."""
+    BALANCING_CONSISTENT_HASH: _Balancing.ValueType  # 3
+    """All frames of a partition to one broker; few move when a broker comes or goes."""
+
+class Balancing(_Balancing, metaclass=_BalancingEnumTypeWrapper):
+    """How tasks are spread over an app's brokers."""
+
+BALANCING_UNSPECIFIED: Balancing.ValueType  # 0
+"""Round robin."""
+BALANCING_ROUND_ROBIN: Balancing.ValueType  # 1
+"""One frame after the other to the next broker."""
+BALANCING_WEIGHT: Balancing.ValueType  # 2
+"""In proportion to the brokers' weights."""
+BALANCING_CONSISTENT_HASH: Balancing.ValueType  # 3
+"""All frames of a partition to one broker; few move when a broker comes or goes."""
+Global___Balancing: _TypeAlias = Balancing  # noqa: Y015
+
 class _Scope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -67,6 +95,9 @@ class App(_message.Message):
     QUOTA_FIELD_NUMBER: _builtins.int
     BROKERS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    REQUIRE_WORKERS_FIELD_NUMBER: _builtins.int
+    BALANCING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`[a-z][a-z0-9_-]{0,63}`, unique."""
     description: _builtins.str
@@ -75,6 +106,14 @@ class App(_message.Message):
     """False: triggers are refused."""
     quota: _builtins.float
     """Triggers per second for the whole cluster. Zero means no limit."""
+    in_flight: _builtins.int
+    """Traces that may run at the same time in the whole cluster; more wait for their start. Zero
+    means no limit, otherwise it is at least the number of partitions.
+    """
+    require_workers: _builtins.bool
+    """True: a trigger is refused while no live worker offers a function that its playbook needs."""
+    balancing: Global___Balancing.ValueType
+    """How tasks are spread over `brokers`. Unspecified means round robin."""
     @_builtins.property
     def brokers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Broker]:
         """The NATS clusters of this app; empty uses the cluster's own."""
@@ -92,10 +131,13 @@ class App(_message.Message):
         quota: _builtins.float = ...,
         brokers: _abc.Iterable[Global___Broker] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        in_flight: _builtins.int = ...,
+        require_workers: _builtins.bool = ...,
+        balancing: Global___Balancing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brokers", b"brokers", "created_at", b"created_at", "description", b"description", "enabled", b"enabled", "name", b"name", "quota", b"quota"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "brokers", b"brokers", "created_at", b"created_at", "description", b"description", "enabled", b"enabled", "in_flight", b"in_flight", "name", b"name", "quota", b"quota", "require_workers", b"require_workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1368,6 +1410,12 @@ class GetClusterResponse(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     PARTITIONS_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    leader: _builtins.str
+    """The dispatcher instance that reports for the cluster; empty where none does."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
         """The live instances."""
@@ -1380,20 +1428,108 @@ class GetClusterResponse(_message.Message):
     def now(self) -> _timestamp_pb2.Timestamp:
         """The answering instance's clock."""
 
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
+        """What is wrong, the oldest first."""
+
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionHealth]:
+        """Functions that are offered or wanted."""
+
+    @_builtins.property
+    def reported_at(self) -> _timestamp_pb2.Timestamp:
+        """When the leader looked last."""
+
     def __init__(
         self,
         *,
         instances: _abc.Iterable[Global___Instance] | None = ...,
         partitions: _abc.Iterable[Global___PartitionOwner] | None = ...,
         now: _timestamp_pb2.Timestamp | None = ...,
+        leader: _builtins.str = ...,
+        alarms: _abc.Iterable[Global___Alarm] | None = ...,
+        functions: _abc.Iterable[Global___FunctionHealth] | None = ...,
+        reported_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "reported_at", b"reported_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "now", b"now", "partitions", b"partitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "functions", b"functions", "instances", b"instances", "leader", b"leader", "now", b"now", "partitions", b"partitions", "reported_at", b"reported_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
+
+@_typing.final
+class Alarm(_message.Message):
+    """Something that an operator should know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """What kind: `PARTITION_UNOWNED`, `SERVICE_MISSING`, `NO_WORKER`, `PROJECTION_LAG`,
+    `START_BACKLOG`, `BROKER_DOWN`, `DEAD_LETTERS`, `BUS_NOT_DURABLE`.
+    """
+    subject: _builtins.str
+    """What it is about: a partition's number, `app/function`, a service, a broker."""
+    message: _builtins.str
+    """One sentence for a person, with what to do."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "since", b"since", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
+
+@_typing.final
+class FunctionHealth(_message.Message):
+    """A function and who serves it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`app/name`."""
+    workers: _builtins.int
+    """Live workers that offer it and take tasks."""
+    slots: _builtins.int
+    """Their slots."""
+    waiting: _builtins.int
+    """Frames of tasks that wait on the bus."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        workers: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "slots", b"slots", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FunctionHealth: _TypeAlias = FunctionHealth  # noqa: Y015
 
 @_typing.final
 class Instance(_message.Message):
