@@ -61,13 +61,11 @@ async def validate(
     """Check a playbook; every finding with its place. Ends with 3 if it has an error."""
     text = read_document(file)
     if offline:
-        from engine.core.checks.types import Nothing, check_types
+        from engine.core.checks.types import Nothing
         from engine.document.examine import examine_text
         from engine.wire.playbooks import finding_message
 
-        examined = examine_text(text)
-        if examined.playbook is not None:
-            examined = examined.adding(check_types(examined.playbook, Nothing()))
+        examined = examine_text(text).with_types(Nothing())
         if strict:
             examined = examined.without_warnings()
         findings = [finding_message(finding) for finding in examined.findings]

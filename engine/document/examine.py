@@ -6,20 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from engine.core.checks.rules import check
+from engine.core.checks.types import Known, check_types
 from engine.core.findings import Finding
 from engine.core.playbook import Playbook
 from engine.document.reading import to_data, to_playbook
+from engine.document.salvage import UNREAD, Readable, salvage
 from engine.document.shape import check_shape
 from engine.document.text import Document, Position, dotted, read_text
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """`playbook` is None when the document could not be understood."""
+    """`playbook` is None when the document could not be understood; `readable` is as much of it
+    as could be read."""
 
     playbook: Playbook | None
     findings: tuple[Finding, ...]
     document: Document | None = None
+    readable: Readable | None = None
 
     def adding(self, findings: Iterable[Finding]) -> Examined:
         """The same with further findings, put in their places."""
@@ -27,12 +31,23 @@ class Examined:
             return self
         located = _located(self.document, findings)
         merged = sorted((*self.findings, *located), key=lambda f: (f.line, f.column))
-        return Examined(self.playbook, tuple(merged), self.document)
+        return replace(self, findings=tuple(merged))
+
+    def with_types(self, known: Known) -> Examined:
+        """The same with what is wrong with the types, as far as `known` tells them."""
+        if self.readable is None:
+            return self
+        return self.adding(check_types(self.readable.playbook, known, self.readable.untold))
 
     def without_warnings(self) -> Examined:
         """The same with an error in the place of each warning."""
         strict = tuple(replace(finding, warning=False) for finding in self.findings)
         return replace(self, findings=strict)
+
+    @property
+    def app(self) -> str:
+        """Whose playbook it is; empty when that could not be read."""
+        return "" if self.readable is None else self.readable.app
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -55,17 +70,17 @@ def examine_playbook(playbook: Playbook) -> Examined:
 def _examine(document: Document, findings: list[Finding]) -> Examined:
     findings = findings + check_shape(document.data)
     playbook: Playbook | None = None
-    if not findings:
-        try:
-            playbook = to_playbook(document.data)
-        except ValueError as error:
-            findings.append(
-                Finding("VALUE_INVALID", "", str(error), mend="write a shorter duration")
-            )
-        else:
-            findings.extend(check(playbook))
+    readable: Readable | None
+    if findings:
+        readable = salvage(document)
+    else:
+        playbook = to_playbook(document.data)
+        readable = Readable(playbook)
+    if readable is not None:
+        found = check(readable.playbook, readable.untold)
+        findings += [finding for finding in found if finding.seen != UNREAD]
     in_order = sorted(_located(document, findings), key=lambda f: (f.line, f.column))
-    return Examined(playbook, tuple(in_order), document)
+    return Examined(playbook, tuple(in_order), document, readable)
 
 
 def _located(document: Document, findings: Iterable[Finding]) -> list[Finding]:

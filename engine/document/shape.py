@@ -4,25 +4,64 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import cache
 from importlib import resources
 from typing import Any
 
 import jsonschema_rs
 
 from engine.core.findings import Finding, shorten
+from engine.document.durations import parse_duration
 from engine.document.text import Path, dotted
 
 SCHEMA: dict[str, Any] = json.loads(
     resources.files("engine.document").joinpath("playbook.schema.json").read_text("utf-8")
 )
-_validator = jsonschema_rs.validator_for(SCHEMA)
-_KIND_WORDS = ("task", "playbook", "map", "hook", "sleep", "until", "nop", "repeat")
+KIND_WORDS = ("task", "playbook", "map", "hook", "sleep", "until", "nop", "repeat")
+
+
+def _duration_fault(text: str) -> str:
+    """What is wrong with a duration, empty for a good one."""
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _limit_fault(text: str) -> str:
+    """To the engine 0 means that there is no limit; a document leaves it out."""
+    if not _duration_fault(text) and not parse_duration(text):
+        return f"{text!r} is no time at all; where there is no limit leave it out"
+    return _duration_fault(text)
+
+
+_FAULTS = {"duration": _duration_fault, "limit": _limit_fault}
+_FORMATS = {
+    "magicflow-duration": lambda text: not _duration_fault(text),
+    "magicflow-limit": lambda text: not _limit_fault(text),
+}
+
+
+@cache
+def _validator(definition: str) -> Any:
+    """Of the schema, or of the part of it at a place."""
+    schema = SCHEMA
+    for step in filter(None, definition.split("/")):
+        schema = schema[step]
+    whole = {**schema, "$defs": SCHEMA["$defs"]}
+    return jsonschema_rs.validator_for(whole, formats=_FORMATS, validate_formats=True)
+
+
+def fits(value: Any, part: str) -> bool:
+    """Whether the value fits the part of the schema at a place such as `$defs/node`."""
+    return bool(_validator(part).is_valid(value))
 
 
 def check_shape(data: Any) -> list[Finding]:
     """Unknown keys, missing keys, wrong types, values out of range; node and edge kinds."""
     findings: list[Finding] = []
-    for error in _validator.iter_errors(data):
+    for error in _validator("").iter_errors(data):
         findings.extend(_sentences(data, error))
     if isinstance(data, dict):
         findings.extend(_kinds(data))
@@ -63,7 +102,11 @@ def _sentences(data: Any, error: Any) -> list[Finding]:
                 "write it in one of these ways",
             )
         ]
-    code = "NAME_INVALID" if _about_name(error.schema_path) else "VALUE_INVALID"
+    if kind.name == "format" or (kind.name == "pattern" and _fault(error, value)):
+        if kind.name == "pattern":
+            return []  # the format says it better
+        return [Finding("VALUE_INVALID", where, _fault(error, value), seen, _mend_for(error))]
+    code = "NAME_INVALID" if _is_about(error, "name", "target", "callee") else "VALUE_INVALID"
     return [Finding(code, where, str(error.message), seen, _mend_for(error))]
 
 
@@ -93,17 +136,21 @@ def _unknown_key(path: Path, key: str, allowed: list[str]) -> Finding:
     return Finding("UNKNOWN_KEY", dotted(path), f"{key} is not known here", key, mend)
 
 
-def _about_name(schema_path: list[str | int]) -> bool:
-    return any(part in ("name", "target", "callee") for part in schema_path)
+def _is_about(error: Any, *definitions: str) -> bool:
+    return any(part in definitions for part in error.schema_path)
+
+
+def _fault(error: Any, value: str) -> str:
+    """What is wrong with the duration that an error is about; empty where it is about none."""
+    return next((_FAULTS[name](value) for name in _FAULTS if _is_about(error, name)), "")
 
 
 def _mend_for(error: Any) -> str:
-    path = error.schema_path
-    if "duration" in path:
+    if _is_about(error, "duration", "limit"):
         return "write a duration such as 200ms, 5s or 1h30m"
-    if "name" in path:
+    if _is_about(error, "name"):
         return "a name is a small letter, then up to 63 small letters, digits, _ or -"
-    if "target" in path or "callee" in path:
+    if _is_about(error, "target", "callee"):
         return "write app/name, or name alone for this playbook's own app"
     return "write what the message asks for; `magicflow playbook schema` has it all"
 
@@ -113,18 +160,23 @@ def _kinds(data: dict[str, Any]) -> list[Finding]:
     nodes = data.get("nodes")
     for code, node in nodes.items() if isinstance(nodes, dict) else ():
         if isinstance(node, dict):
-            findings.extend(_node_kind(code, node))
+            findings.extend(node_faults(code, node))
     edges = data.get("edges")
     for index, edge in enumerate(edges if isinstance(edges, list) else ()):
         if isinstance(edge, dict):
-            findings.extend(_edge_kind(index, edge))
+            findings.extend(edge_faults(index, edge))
     return findings
 
 
-def _node_kind(code: str, node: dict[str, Any]) -> list[Finding]:
-    kinds = [word for word in _KIND_WORDS if word in node]
-    if "task" in node and node.get("hook") is True:
-        kinds.remove("hook")
+def kinds_of(node: dict[str, Any]) -> list[str]:
+    """The words in it that say what a node does; one, where all is well."""
+    hook_after = "task" in node and node.get("hook") is True
+    return [word for word in KIND_WORDS if word in node and not (hook_after and word == "hook")]
+
+
+def node_faults(code: str, node: dict[str, Any]) -> list[Finding]:
+    """What is wrong with how a node says what it does."""
+    kinds = kinds_of(node)
     path = f"nodes.{code}"
     if not kinds:
         return [
@@ -132,7 +184,7 @@ def _node_kind(code: str, node: dict[str, Any]) -> list[Finding]:
                 "NODE_KIND_MISSING",
                 path,
                 f"{code} does not say what it does",
-                mend=f"add one of {', '.join(_KIND_WORDS)}",
+                mend=f"add one of {', '.join(KIND_WORDS)}",
             )
         ]
     if len(kinds) > 1:
@@ -150,7 +202,8 @@ def _node_kind(code: str, node: dict[str, Any]) -> list[Finding]:
     return []
 
 
-def _edge_kind(index: int, edge: dict[str, Any]) -> list[Finding]:
+def edge_faults(index: int, edge: dict[str, Any]) -> list[Finding]:
+    """What is wrong with how an edge says when it is taken."""
     path = f"edges[{index}]"
     words = [word for word in ("when", "otherwise", "on") if word in edge]
     if len(words) > 1:

@@ -34,10 +34,12 @@ class Position:
 
 @dataclass(slots=True)
 class Document:
-    """`positions` tells where the value at a path begins; for a key, where the key stands."""
+    """`positions` tells where the value at a path begins; for a key, where the key stands. At the
+    paths in `twice` stood something else before."""
 
     data: Any
     positions: dict[Path, Position] = field(default_factory=dict)
+    twice: frozenset[Path] = frozenset()
 
     def locate(self, path: Path) -> Position | None:
         """The position of the path or of the nearest thing around it."""
@@ -118,7 +120,7 @@ def read_text(text: str) -> tuple[Document | None, list[Finding]]:
         data = reader.value(root, (), 0)
     except _Refused as refused:
         return None, [refused.finding]
-    return Document(data, reader.positions), reader.findings
+    return Document(data, reader.positions, frozenset(reader.twice)), reader.findings
 
 
 def _malformed(error: yaml.MarkedYAMLError) -> Finding:
@@ -147,6 +149,7 @@ class _Reader:
     def __init__(self) -> None:
         self.positions: dict[Path, Position] = {}
         self.findings: list[Finding] = []
+        self.twice: set[Path] = set()
         self._values = 0
         self._scalars = _Loader("")
 
@@ -177,6 +180,7 @@ class _Reader:
             key = self._text(key_node, path, key)
             place = (*path, key)
             if key in data:
+                self.twice.add(place)
                 self.findings.append(
                     Finding(
                         "DUPLICATE_KEY",

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import engine
-from engine.core.checks.types import Signature, check_types
+from engine.core.checks.types import Signature
 from engine.document.examine import examine_text
 
 HERE = Path(__file__).parent / "broken"
@@ -42,9 +42,7 @@ class Schemas:
 def test_a_broken_document_has_these_findings_and_no_others(file: Path) -> None:
     head, document = file.read_text().split("\n---\n", 1)
     told = yaml.safe_load(head)
-    examined = examine_text(document)
-    if examined.playbook is not None:
-        examined = examined.adding(check_types(examined.playbook, Schemas(told)))
+    examined = examine_text(document).with_types(Schemas(told))
     found = [
         {
             "code": finding.code,

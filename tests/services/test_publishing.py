@@ -192,6 +192,33 @@ async def test_strictly_every_warning_is_an_error(registry: Registry) -> None:
     assert not any(finding.warning for finding in await registry.finds_all(document, strict=True))
 
 
+async def test_what_needs_the_registry_is_found_beside_faults_of_every_other_stage(
+    registry: Registry,
+) -> None:
+    registry.offers("a/price", output=PRICED)
+    found = await registry.finds(
+        HEAD + "bogus: 1\n"
+        "nodes: {p: {task: price}, q: {task: bank/pay, input: $.p.totel}, r: {playbook: nowhere},\n"
+        "  s: {task: 12}, t: {nop: {}}}\n"
+        "edges: [{from: p, to: q}, {from: r, to: s}, {from: s, to: r}, {from: s, to: tt}]"
+    )
+    assert {(finding.code, finding.path) for finding in found} == {
+        ("UNKNOWN_KEY", "bogus"),
+        ("FIELD_UNKNOWN", "nodes.q.input"),
+        ("GRANT_MISSING", "nodes.q.task"),
+        ("PLAYBOOK_NOT_FOUND", "nodes.r.playbook"),
+        ("WRONG_TYPE", "nodes.s.task"),
+        ("GRAPH_CYCLE", "edges[1]"),
+        ("EDGE_DANGLING", "edges[3].to"),
+    }
+
+
+async def test_without_an_app_the_registry_tells_nothing(registry: Registry) -> None:
+    registry.offers("b/price", output=PRICED)
+    [found] = await registry.finds("playbook: top\nnodes: {p: {task: b/price, input: $$$.x}}")
+    assert (found.code, found.path) == ("MISSING_KEY", "")
+
+
 # Rings.
 
 

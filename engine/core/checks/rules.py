@@ -98,7 +98,7 @@ def _edges(playbook: Playbook, untold: frozenset[int]) -> Iterator[Finding]:
     deciding = {edge.source for edge in playbook.edges if edge.kind is EdgeKind.CHOICE}
     deciding |= {playbook.edges[index].source for index in untold}
     for source, index in otherwise.items():
-        if source not in deciding:
+        if source not in deciding and deciding <= known:
             message = f"{source} has an otherwise and no edge with when"
             mend = "remove otherwise: the edge is then always taken"
             yield Finding("OTHERWISE_ALONE", f"edges[{index}]", message, mend=mend)
@@ -113,13 +113,13 @@ def _ancestors(playbook: Playbook) -> tuple[dict[str, set[str]], list[Finding]]:
     """For each node those that come before it; empty when the graph has a cycle. An edge that
     dangles may be meant to begin, or to end, anywhere."""
     codes = {node.code for node in playbook.nodes}
-    before: dict[str, set[str]] = {code: set() for code in codes}
+    before: dict[str, list[str]] = {node.code: [] for node in playbook.nodes}
     loose: set[str] = set()
     for edge in playbook.edges:
         if edge.target not in codes:
             loose |= codes if edge.source not in codes else {edge.source}
         elif edge.source in codes:
-            before[edge.target].add(edge.source)
+            before[edge.target].append(edge.source)
     try:
         order = list(TopologicalSorter(before).static_order())
     except CycleError as error:
