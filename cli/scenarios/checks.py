@@ -10,12 +10,15 @@ from cli.scenarios.shape import SCHEMA
 from cli.scenarios.story import Act, Story, Trigger, Wait
 from engine.core.findings import Finding
 from engine.core.status import NodeStatus, TraceStatus
+from engine.core.waits import WaitCode
 
 _VERBS = [word for word in SCHEMA["$defs"]["step"]["properties"] if word != "expect_error"]
-_OUTCOMES = ("echo", "returns", "fails", "script", "crashes")
-_IN_SCRIPT = ("echo", "returns", "fails")
+_RETURNS = ("echo", "returns", "returns_env")
+_IN_SCRIPT = (*_RETURNS, "fails")
+_OUTCOMES = (*_IN_SCRIPT, "script", "crashes", "absent")
 _NODE_STATUSES = tuple(status.name for status in NodeStatus)
 _TRACE_STATUSES = tuple(status.name for status in TraceStatus)
+_REASONS = tuple(code.name for code in WaitCode)
 
 
 def parts_wrong(data: Mapping[str, Any]) -> Iterator[Finding]:
@@ -40,12 +43,32 @@ def steps_wrong(steps: list[dict[str, Any]]) -> Iterator[Finding]:
             message = f"a step does one thing; this one does {', '.join(verbs) or 'nothing'}"
             mend = f"write one of {', '.join(_VERBS)}"
             yield Finding("STEP_AMBIGUOUS", f"steps[{index}]", message, mend=mend)
-        until = step.get("wait", {}).get("until", {})
-        known = _NODE_STATUSES if "node" in until else _TRACE_STATUSES
-        if until and until["status"] not in known:
-            message = f"must be one of {', '.join(known)}"
-            path = f"steps[{index}].wait.until.status"
-            yield Finding("VALUE_INVALID", path, message, until["status"])
+        if "until" in step.get("wait", {}):
+            yield from _until_wrong(f"steps[{index}].wait.until", step["wait"]["until"])
+
+
+def _until_wrong(path: str, until: dict[str, str]) -> Iterator[Finding]:
+    if "status" not in until and not {"node", "waits"} <= until.keys():
+        message = "it is not said what is waited for"
+        yield Finding("MISSING_KEY", path, message, mend="add status: or, beside node:, waits:")
+    known = _NODE_STATUSES if "node" in until else _TRACE_STATUSES
+    for word, values in (("status", known), ("waits", _REASONS)):
+        if word in until and until[word] not in values:
+            message = f"must be one of {', '.join(values)}"
+            yield Finding("VALUE_INVALID", f"{path}.{word}", message, until[word])
+
+
+def waits_wrong(expect: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, expected in expect.items():
+        for node, reason in expected.get("waits", {}).items():
+            if reason not in _REASONS:
+                message = f"must be one of {', '.join(_REASONS)}"
+                yield Finding("VALUE_INVALID", f"expect.{name}.waits.{node}", message, reason)
+
+
+def commands_wrong(commands: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, behaviour in commands.items():
+        yield from _behaviour_wrong(f"commands.{name}", behaviour, ("returns", "fails"))
 
 
 def behaviours_wrong(functions: Mapping[str, Any]) -> Iterator[Finding]:
@@ -69,8 +92,8 @@ def _behaviour_wrong(
     elif outcome == "script":
         for index, entry in enumerate(behaviour["script"]):
             yield from _behaviour_wrong(f"{path}.script[{index}]", entry, _IN_SCRIPT)
-    beside = {"env"} if outcome not in ("echo", "returns") else set()
-    beside |= {"takes", "heartbeats"} if outcome == "script" else set()
+    beside = {"env"} if outcome not in _RETURNS else set()
+    beside |= {"takes", "heartbeats"} if outcome in ("script", "absent") else set()
     for word in sorted(beside & behaviour.keys()):
         mend = "write it inside the script" if outcome == "script" else ""
         message = f"{word} means nothing beside {outcome}"

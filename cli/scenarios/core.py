@@ -43,7 +43,7 @@ from engine.core.validation import complaint
 from engine.errors import AlreadyExists, Invalid, MagicflowError
 from engine.ids import make
 from engine.rpc.status import CODES, describe
-from engine.wire.traces import EventWriter, trace_message
+from engine.wire.traces import EventWriter, task_env, trace_message
 from magicflow.conformance import Call
 from magicflow.v1.event_pb2 import Event
 from magicflow.v1.trace_pb2 import Trace
@@ -71,7 +71,7 @@ class CoreWay:
     async def begin(self, story: Story) -> str:
         self._agenda = Agenda(START)
         self._shelf = Shelf()
-        self._hands = Hands(self._agenda, story.functions, self._wanted, self._hear)
+        self._hands = Hands(self._agenda, story.offered, story.commands, self._wanted, self._hear)
         self._traces: dict[bytes, _Told] = {}
         self._keys = Keys()
         self._frames = 0
@@ -244,7 +244,10 @@ class CoreWay:
                 path,
                 node.function,
                 now.input,
+                task_env(state, node),
                 node.drawn.heartbeat,
+                node.drawn.before,
+                node.drawn.after,
             )
         )
 

@@ -13,7 +13,7 @@ from magicflow.conformance import Call
 from magicflow.payloads import from_payload
 from magicflow.v1.event_pb2 import Event
 from magicflow.v1.payload_pb2 import Payload
-from magicflow.v1.trace_pb2 import NodeState, NodeStatus, Trace, TraceStatus
+from magicflow.v1.trace_pb2 import NodeState, NodeStatus, Trace, TraceStatus, WaitCode
 
 _STARTS = (
     "task_scheduled",
@@ -50,6 +50,7 @@ def differences(name: str, expected: Expected, seen: Seen) -> list[str]:
         *_order(f"{name}.order", expected.order, seen.events),
         *_env(f"{name}.env", expected.env, seen.trace),
         *_calls(f"{name}.calls", expected.calls, seen),
+        *_waits(f"{name}.waits", expected.waits, nodes),
     ]
 
 
@@ -59,6 +60,11 @@ def trace_status(trace: Trace) -> str:
 
 def node_status(node: NodeState) -> str:
     return NodeStatus.Name(node.status).removeprefix("NODE_STATUS_")
+
+
+def wait_reason(node: NodeState) -> str:
+    """Empty where it does not wait."""
+    return WaitCode.Name(node.wait.code).removeprefix("WAIT_CODE_") if node.HasField("wait") else ""
 
 
 def shown_failure(trace: Trace) -> str:
@@ -175,6 +181,15 @@ def _calls(place: str, expected: Mapping[str, int], seen: Seen) -> Iterator[str]
         )
         if made != count:
             yield _line(f"{place}.{function}", str(count), str(made))
+
+
+def _waits(
+    place: str, expected: Mapping[str, str], nodes: Mapping[str, NodeState]
+) -> Iterator[str]:
+    for path, reason in expected.items():
+        seen = wait_reason(nodes[path]) or "nothing" if path in nodes else "no such node"
+        if seen != reason:
+            yield _line(f"{place}.{path}", reason, seen)
 
 
 def _opened(message: Any, field: str) -> Any:

@@ -9,10 +9,12 @@ from typing import Any
 
 from cli.scenarios.checks import (
     behaviours_wrong,
+    commands_wrong,
     functions_missing,
     names_wrong,
     parts_wrong,
     steps_wrong,
+    waits_wrong,
 )
 from cli.scenarios.shape import check_shape
 from cli.scenarios.story import (
@@ -65,7 +67,12 @@ def parse_story(text: str, file: Path = Path("story.yaml")) -> Story | Broken:
         return Broken(file, _located(document, findings))
     data: dict[str, Any] = document.data
     steps = data.get("steps", [])
-    broken = [*steps_wrong(steps), *behaviours_wrong(data.get("functions", {}))]
+    broken = [
+        *steps_wrong(steps),
+        *behaviours_wrong(data.get("functions", {})),
+        *commands_wrong(data.get("commands", {})),
+        *waits_wrong(data.get("expect", {})),
+    ]
     if broken:
         return Broken(file, _located(document, broken))
     story = _story(file, data, document)
@@ -99,6 +106,7 @@ def _story(file: Path, data: Mapping[str, Any], document: Document) -> Story:
         tuple(ExpectedFinding(**finding) for finding in data.get("publish_error", ())),
         {name: _expected(expected) for name, expected in data.get("expect", {}).items()},
         None if grants is None else tuple(Grant(*g) for g in grants if grants != "none"),
+        data.get("commands", {}),
     )
 
 
@@ -126,7 +134,8 @@ def _trigger(data: dict[str, Any]) -> What:
 
 def _wait(data: dict[str, Any]) -> What:
     until = data.get("until", {})
-    return Wait(data["trace"], until.get("node", ""), until.get("status", ""))
+    words = (until.get(word, "") for word in ("node", "status", "waits"))
+    return Wait(data["trace"], *words)
 
 
 def _act(verb: str) -> Callable[[dict[str, Any]], What]:
@@ -190,4 +199,5 @@ def _expected(data: dict[str, Any]) -> Expected:
         data.get("env"),
         data.get("calls", {}),
         data.get("exactly", False),
+        data.get("waits", {}),
     )

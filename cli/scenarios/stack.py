@@ -97,6 +97,8 @@ class StackWay:
             await self._make_apps(story)
             await self._make_grants(story)
         if story.functions:
+            await self._until_offered(set())
+        if story.offered:
             await self._start_worker(story)
         return ""
 
@@ -131,15 +133,16 @@ class StackWay:
             await self.grant(Grant(grant.target, grant.grantee, given=False))
 
     async def _start_worker(self, story: Story) -> None:
-        await self._until_offered(set())
         services = self._services
         folder = services.folder / f"story-{self._number}"
-        self._worker = WorkerProcess(self._command, services.address, story.functions, folder)
+        self._worker = WorkerProcess(
+            self._command, services.address, story.offered, story.commands, folder
+        )
         try:
             await self._worker.start()
         except OSError as error:
             raise Refused("UNAVAILABLE", "WORKER", f"the worker cannot be run: {error}") from error
-        await self._until_offered(set(story.functions))
+        await self._until_offered(set(story.offered))
 
     async def _until_offered(self, functions: set[str]) -> None:
         """Returns when exactly these functions are offered."""

@@ -62,11 +62,13 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Until the node (or, without one, the trace) has the status; without one until the end."""
+    """Until the node (or, without one, the trace) has the status and the node waits for the
+    reason; without either until the end."""
 
     trace: str
     node: str = ""
     status: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ class Expected:
     env: Mapping[str, Any] | None = None
     calls: Mapping[str, int] = field(default_factory=dict)
     exactly: bool = False
+    waits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -158,8 +161,8 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """`functions` are behaviours as `magicflow.conformance` describes them. `grants` None means
-    that every app may use whatever its playbooks call."""
+    """`functions` and `commands` are as `magicflow.conformance` describes them. `grants` None
+    means that every app may use whatever its playbooks call."""
 
     file: Path
     name: str
@@ -169,6 +172,12 @@ class Story:
     publish_error: tuple[ExpectedFinding, ...] = ()
     expect: Mapping[str, Expected] = field(default_factory=dict)
     grants: tuple[Grant, ...] | None = None
+    commands: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def offered(self) -> Mapping[str, Mapping[str, Any]]:
+        """The functions that the worker offers."""
+        return {name: does for name, does in self.functions.items() if "absent" not in does}
 
     @property
     def documents(self) -> tuple[Document, ...]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cli.scenarios.expectations import node_status, shown_failure, trace_status
+from cli.scenarios.expectations import node_status, shown_failure, trace_status, wait_reason
 from cli.scenarios.story import Act, Grant, Story, Trigger, Wait
 from magicflow.conformance import Call
 from magicflow.v1.event_pb2 import Event
-from magicflow.v1.trace_pb2 import Trace
+from magicflow.v1.trace_pb2 import NodeState, Trace
 
 PATIENCE = 30.0  # seconds that a wait may take
 _LIVE = ("RUNNING", "PAUSED")
@@ -103,11 +103,16 @@ class Way(Protocol):
 
 def is_there(trace: Trace, wait: Wait) -> bool:
     """Whether the trace is what is waited for."""
-    if not wait.status:
+    if not (wait.status or wait.reason):
         return trace_status(trace) not in _LIVE
     if not wait.node:
         return trace_status(trace) == wait.status
-    return any(node.path == wait.node and node_status(node) == wait.status for node in trace.nodes)
+    return any(node.path == wait.node and _is_so(node, wait) for node in trace.nodes)
+
+
+def _is_so(node: NodeState, wait: Wait) -> bool:
+    as_wanted = wait.status in ("", node_status(node))
+    return as_wanted and wait.reason in ("", wait_reason(node))
 
 
 def check_hope(trace: Trace, wait: Wait) -> None:
@@ -119,8 +124,15 @@ def check_hope(trace: Trace, wait: Wait) -> None:
 def what_is(trace: Trace, wait: Wait) -> str:
     """`expected a to be PAUSED, the trace is RUNNING and a QUEUED`."""
     wanted = f"{wait.node or 'the trace'} to be {wait.status}" if wait.status else "the end"
+    if wait.reason:
+        wanted = f"{wait.node} to wait for {wait.reason}"
     seen = f"the trace is {trace_status(trace)}{shown_failure(trace)}"
     if wait.node:
-        found = [node_status(node) for node in trace.nodes if node.path == wait.node]
+        found = [_standing(node) for node in trace.nodes if node.path == wait.node]
         seen += f" and {wait.node} {found[0] if found else 'is not there'}"
     return f"expected {wanted}, {seen}"
+
+
+def _standing(node: NodeState) -> str:
+    reason = wait_reason(node)
+    return node_status(node) + (f" ({reason})" if reason else "")

@@ -21,11 +21,17 @@ _TAIL = 5  # lines of its log
 
 
 class WorkerProcess:
-    """Offers `functions`; started again whenever it ends, until `stop`. Its files are those of
-    the contract that `magicflow.conformance` describes, in a folder of its own."""
+    """Offers `functions` and has `commands`; started again whenever it ends, until `stop`. Its
+    files are those of the contract that `magicflow.conformance` describes, in a folder of its
+    own."""
 
     def __init__(
-        self, command: str, address: str, functions: Mapping[str, Any], folder: Path
+        self,
+        command: str,
+        address: str,
+        functions: Mapping[str, Any],
+        commands: Mapping[str, Any],
+        folder: Path,
     ) -> None:
         """An empty command means the worker of the Python SDK."""
         self._command = shlex.split(command) or [sys.executable, "-m", "magicflow.conformance"]
@@ -35,7 +41,8 @@ class WorkerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         folder.mkdir(parents=True)
-        self._behaviour.write_text(json.dumps({"functions": functions}), "utf-8")
+        content = {"functions": functions, "commands": commands}
+        self._behaviour.write_text(json.dumps(content), "utf-8")
 
     async def start(self) -> None:
         """Errors: `OSError` when there is no such program."""

@@ -64,7 +64,7 @@ def task_message(
         id=task_pb2.TaskId(trace_id=state.trace_id, node=path, attempt=current.attempt),
         function=node.function,
         input=payload_message(current.input),
-        env=_task_env(state, node),
+        env=task_env(state, node),
         deadline=timestamp(deadline),
         heartbeat=duration(plain.heartbeat),
         epoch=epoch,
@@ -85,7 +85,7 @@ def task_priority(state: TraceState, node: GraphNode) -> int:
     return state.priority if own is None else own
 
 
-def _task_env(state: TraceState, node: GraphNode) -> bytes:
+def task_env(state: TraceState, node: GraphNode) -> bytes:
     """What the function sees as env: the trace's, with the node's own on top."""
     own = node.drawn.env
     if own is UNSET:

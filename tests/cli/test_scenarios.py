@@ -92,6 +92,38 @@ def tell(text: str) -> Verdict:
             "crashes and then belong together",
         ),
         (
+            ECHO.replace("{echo: true}", "{absent: true, takes: 1s}"),
+            (6, 29),
+            "BEHAVIOUR_AMBIGUOUS",
+            "takes means nothing beside absent",
+        ),
+        (
+            ECHO + "commands: {warm: {returns: 1, fails: {code: C}}}",
+            (9, 12),
+            "BEHAVIOUR_AMBIGUOUS",
+            "exactly one of returns, fails",
+        ),
+        (ECHO + "commands: {warm: {echo: true}}", (9, 19), "UNKNOWN_KEY", "echo is not known"),
+        (ECHO + "commands: {wa/rm: {returns: 1}}", (9, 12), "NAME_INVALID", "wa/rm is no name"),
+        (
+            ECHO + "  - wait: {trace: t1, until: {waits: EDGES}}",
+            (9, 23),
+            "MISSING_KEY",
+            "not said what is waited for",
+        ),
+        (
+            ECHO + "  - wait: {trace: t1, until: {node: a, waits: EDGE}}",
+            (9, 40),
+            "VALUE_INVALID",
+            "must be one of EDGES",
+        ),
+        (
+            ECHO + "expect: {t1: {waits: {a: BUSY}}}",
+            (9, 23),
+            "VALUE_INVALID",
+            "must be one of EDGES",
+        ),
+        (
             ECHO.replace("shop/echo", "shop/other") + "expect: {t1: {status: FAILED}}",
             (5, 1),
             "FUNCTION_MISSING",
@@ -183,6 +215,8 @@ expect:
         ("attempts: {a: 2}", "t1.attempts.a: expected 2, saw 1"),
         ("calls: {shop/echo: 0}", "t1.calls.shop/echo: expected 0, saw 1"),
         ("env: {k: v}", 't1.env.k: expected "v", saw nothing'),
+        ("waits: {a: EDGES}", "t1.waits.a: expected EDGES, saw nothing"),
+        ("waits: {b: EDGES}", "t1.waits.b: expected EDGES, saw no such node"),
         ("order: [[a, a]]", "t1.order: expected a ended before a started, saw a started first"),
         ("order: [[a, b]]", "t1.order: expected a ended before b started, saw no start of b"),
     ],
@@ -229,6 +263,16 @@ def test_a_wait_in_vain_says_what_is_there_instead() -> None:
     (difference,) = tell(ECHO + step).differences
     assert difference == (
         "step 2, wait (line 9): expected a to be PAUSED, the trace is SUCCEEDED and a SUCCEEDED"
+    )
+
+
+def test_a_wait_for_a_reason_in_vain_says_the_reason_that_is_there() -> None:
+    text = ECHO.replace("{echo: true}", "{absent: true}")
+    step = "  - wait: {trace: t1, until: {node: a, waits: EDGES}}\n"
+    (difference,) = tell(text + step).differences
+    assert difference == (
+        "step 2, wait (line 9): expected a to wait for EDGES, "
+        "the trace is RUNNING and a QUEUED (NO_WORKER)"
     )
 
 

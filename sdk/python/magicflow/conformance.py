@@ -45,13 +45,14 @@ and, beside any of these but `script`,
 A COMMAND, which runs before or after a function where a playbook says so, is an object with exactly
 one of ``"returns": VALUE``, of which nobody sees the value, and ``"fails": FAILURE``; beside
 `returns` it may have `env`. Commands run in the order in which the task names them. The first that
-fails, or that the worker does not have (failure `COMMAND_UNKNOWN`, not retryable), is the failure of
-the attempt: what would follow does not run.
+fails, or that the worker does not have (failure `COMMAND_UNKNOWN`, not retryable), fails the
+attempt: what would follow does not run.
 
 A DURATION is text: numbers with a unit of `ms`, `s`, `m`, `h` or `d`, as in `200ms` and `1m30s`.
 
 Before anything else in a function, and so after the commands before it, the worker appends one line
-to the file beside the behaviour file that has `.calls` after its name, in one write to a file opened for appending::
+to the file beside the behaviour file that has `.calls` after its name, in one write to a file
+opened for appending::
 
     app/name<TAB>trace id<TAB>node path<TAB>attempt<LF>
 
