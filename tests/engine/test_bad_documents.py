@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.core import machine
+from engine.core.checks.flow import Signature
+from engine.core.effects import TimerKind
 from engine.core.failure import Failure
 from engine.core.graph import Graph, compile_graph
 from engine.core.payload import of_value
-from engine.core.playbook import Subplaybook
+from engine.core.playbook import UNSET, Subplaybook
+from engine.core.state import TraceState
 from engine.document.examine import examine_text
 from engine.document.text import read_text
-from tests.engine.core.courses import walk
+from tests.engine.core.courses import walk, wander
 from tests.engine.core.playing import START, TRACE, started
 
 STORIES = sorted((Path(__file__).parent.parent / "scenarios").rglob("*.yaml"))
@@ -104,9 +108,10 @@ def _has(data: Any, key: Any) -> bool:
 
 
 class AllStories:
-    """The playbooks of all stories are live."""
+    """The playbooks of all stories are live. Each has to be looked up once."""
 
     def __init__(self, graph: Graph) -> None:
+        self._asked: set[str] = set()
         self._graphs = {42: graph}
         self._by_name = {graph.full_name: 42}
 
@@ -114,6 +119,9 @@ class AllStories:
         return self._graphs[snapshot_id]
 
     def callee(self, callee: Subplaybook) -> Graph | Failure | None:
+        if callee.playbook not in self._asked:
+            self._asked.add(callee.playbook)
+            return None
         if callee.playbook not in self._by_name:
             drawn = PLAYBOOKS.get(callee.playbook)
             if drawn is None:
@@ -139,41 +147,90 @@ def _published() -> dict[str, Any]:
 PLAYBOOKS = _published()
 
 
+class Signatures:
+    """Of the playbooks of all stories; functions have registered nothing."""
+
+    def function(self, name: str) -> Signature | None:
+        return None
+
+    def playbook(self, name: str, snapshot_id: int) -> Signature | None:
+        found = PLAYBOOKS.get(name)
+        if found is None:
+            return None
+        schemas = (found.input_schema, found.output_schema)
+        return Signature(*(None if schema is UNSET else schema for schema in schemas))
+
+
 def test_a_mutated_document_is_refused_or_every_course_of_it_ends() -> None:
-    accepted = 0
+    accepted = cut = 0
 
     @settings(max_examples=1_500, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(mutated())
-    def tried(book: dict[str, Any]) -> None:
-        nonlocal accepted
-        examined = examine_text(json.dumps(book))
+    @given(mutated(), st.integers(0, 2**32))
+    def tried(book: dict[str, Any], seed: int) -> None:
+        nonlocal accepted, cut
+        examined = examine_text(json.dumps(book)).with_types(Signatures())
+        assert all(finding.code and finding.mend for finding in examined.findings)
         if examined.errors:
-            assert all(finding.code and finding.mend for finding in examined.errors)
             return
         assert examined.playbook is not None
         accepted += 1
-        courses(compile_graph(examined.playbook, 7, 42), most=150)
+        graph = compile_graph(examined.playbook, 7, 42)
+        cut += walk(*begun(graph), START, most=150).cut
+        for course in range(3):
+            wander(*begun(graph), START, Random(seed + course), MOST_STEPS)
 
     tried()
     assert accepted > 50  # or it says nothing
+    assert cut < accepted / 4
 
 
-def test_every_course_of_every_published_story_ends() -> None:
-    ends = 0
+MOST_STEPS = 3_000  # of one course; beyond that it has no end
+
+
+def test_every_outcome_in_every_published_story_leads_to_an_end() -> None:
+    ends = cut = 0
     for book in BOOKS:
-        playbook = examine_text(json.dumps(book)).playbook
-        assert playbook is not None
-        ends += courses(compile_graph(playbook, 7, 42), most=300)
-    assert ends > 1_000
+        found = walk(*begun(published(book)), START, most=600)
+        ends += found.ends
+        cut += found.cut
+    assert ends > 5_000
+    assert cut < len(BOOKS) / 20  # those with many tasks; `wander` goes to their ends
 
 
-def courses(graph: Graph, most: int) -> int:
+def test_every_course_of_every_published_story_ends_whatever_comes_first() -> None:
+    happened: set[str] = set()
+    for number, book in enumerate(BOOKS):
+        graph = published(book)
+        for course in range(8):
+            happened |= wander(*begun(graph), START, Random(100 * number + course), MOST_STEPS)
+    assert happened == {
+        *(kind.name for kind in TimerKind if kind is not TimerKind.START),
+        *("Succeeded", "Failed", "Began", "Lost", "Call", "Act"),
+    }
+
+
+def published(book: dict[str, Any]) -> Graph:
+    playbook = examine_text(json.dumps(book)).playbook
+    assert playbook is not None
+    return compile_graph(playbook, 7, 42)
+
+
+def begun(graph: Graph) -> tuple[AllStories, TraceState]:
     graphs = AllStories(graph)
-    state, _ = machine.start(graphs, TRACE, started(of_value({"x": 1})), START)
-    return walk(graphs, state, START, most)
+    return graphs, machine.start(graphs, TRACE, started(of_value({"x": 1})), START)[0]
 
 
 def test_negative_control_a_trace_that_is_stuck_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.Turn, "_follow", lambda turn, scope, node: None)
     with pytest.raises(AssertionError, match=r"stuck|changed nothing"):
-        test_every_course_of_every_published_story_ends()
+        test_every_outcome_in_every_published_story_leads_to_an_end()
+    with pytest.raises(AssertionError, match=r"stuck|changed nothing"):
+        test_every_course_of_every_published_story_ends_whatever_comes_first()
+
+
+def test_negative_control_a_limit_that_does_nothing_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine.Turn, "timer", lambda turn, command: None)
+    with pytest.raises(AssertionError, match="changed nothing"):
+        test_every_course_of_every_published_story_ends_whatever_comes_first()

@@ -1,11 +1,15 @@
-"""Every course that a trace can take, with each outcome of each thing that it waits for."""
+"""The courses that a trace can take: every outcome of everything that it waits for, in any order."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
 
 from engine.core import machine, steering
 from engine.core.effects import Dispatch, Effect, Lookup, TimerKind, Wake, owed
 from engine.core.failure import Failure
-from engine.core.machine import Call, Failed, Succeeded, TimerFired
+from engine.core.machine import Began, Call, Failed, Lost, Succeeded, TimerFired
 from engine.core.payload import of_value
 from engine.core.places import path_of
 from engine.core.state import Graphs, TraceState, dump, load
@@ -19,58 +23,111 @@ LIMITS = (TimerKind.TRACE, TimerKind.ATTEMPT, TimerKind.TOTAL, TimerKind.QUEUE)
 Step = machine.Command | Act
 
 
-def steps_of(graphs: Graphs, state: TraceState) -> list[tuple[int, Step]]:
-    """What the world may do about the first thing that the trace waits for, each with the time
-    at which it does so at the earliest. Empty: the trace waits for nothing."""
-    waits = [e for e in owed(graphs, state) if not (isinstance(e, Wake) and e.kind in LIMITS)]
-    for effect in waits:
-        return _answers(effect)
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Something that the trace waits for. `steps` are what the world may do about it, `at` when
+    at the earliest. A `limit` is there only to end something that goes on for too long."""
+
+    steps: tuple[Step, ...]
+    at: int = 0
+    limit: bool = False
+
+
+def waits_of(graphs: Graphs, state: TraceState) -> Iterator[Wait]:
+    """Everything that the trace waits for."""
+    for effect in owed(graphs, state):
+        yield _wait(effect)
     for number, scope in enumerate(state.scopes):
         for index, node in enumerate(scope.nodes):
             if not scope.closed and node.status is NodeStatus.PAUSED:
                 path = path_of(graphs, state, number, index)
-                decisions = (True, False)
-                return [(0, Act(Verb.SIGNAL, "ann", node=path, approve=d)) for d in decisions]
-    return []
+                act = Act(Verb.SIGNAL, "ann", node=path)
+                yield Wait((act, Act(Verb.SIGNAL, "ann", node=path, approve=False)))
 
 
-def _answers(effect: Effect) -> list[tuple[int, Step]]:
+def _wait(effect: Effect) -> Wait:
     if isinstance(effect, Dispatch):
         place = (effect.scope, effect.node, effect.attempt)
         ends: list[Step] = [Succeeded(*place, output, b"", "w") for output in OUTPUTS]
-        return [(0, end) for end in (*ends, *(Failed(*place, f, "w") for f in FAILURES))]
+        return Wait((*ends, *(Failed(*place, failure, "w") for failure in FAILURES)))
     if isinstance(effect, Lookup):
-        return [(0, Call(effect.scope, effect.node))]
+        return Wait((Call(effect.scope, effect.node),))
     assert isinstance(effect, Wake)
     fired = TimerFired(effect.kind, effect.scope, effect.node, effect.attempt)
-    return [(effect.at, fired)]
+    return Wait((fired,), effect.at, effect.kind in LIMITS)
 
 
-def take(graphs: Graphs, state: TraceState, at: int, step: Step) -> TraceState:
-    """The state after a step, in a copy."""
-    copy = load(dump(state))
+def take(graphs: Graphs, state: TraceState, at: int, step: Step) -> None:
+    """The state is as after the step, which must have had an effect."""
     if isinstance(step, Act):
-        steering.steer(graphs, copy, step, at)
+        events = steering.steer(graphs, state, step, at)
     else:
-        machine.decide(graphs, copy, step, at)
-    return copy
+        events = machine.decide(graphs, state, step, at)
+    assert events, f"{step} changed nothing"
 
 
-def walk(graphs: Graphs, state: TraceState, now: int, most: int) -> int:
-    """Follows up to `most` steps of all courses, depth first, and returns how many ends it came
-    to. A trace that waits for nothing and has not ended is an assertion's failure."""
-    ends, open_ = 0, [(now, state)]
-    while open_ and most:
+@dataclass(slots=True)
+class Walked:
+    """`ends` of whole courses; `cut`: there are more of them than could be followed."""
+
+    ends: int = 0
+    cut: bool = False
+
+
+def walk(graphs: Graphs, state: TraceState, now: int, most: int) -> Walked:
+    """Follows every outcome of the first thing that the trace waits for, limits left out, and so
+    on, depth first, for up to `most` steps. A trace that waits for nothing and has not ended is
+    an assertion's failure."""
+    found, open_ = Walked(), [(now, state)]
+    while open_:
         now, state = open_.pop()
         if state.status.ended:
-            ends += 1
+            found.ends += 1
             continue
-        steps = steps_of(graphs, state)
-        assert steps, f"stuck: {state}"
-        before = dump(state)
-        for at, step in steps:
-            most = max(0, most - 1)
-            after = take(graphs, state, max(now, at), step)
-            assert dump(after) != before, f"{step} changed nothing"
-            open_.append((max(now, at), after))
-    return ends
+        if most <= 0:
+            found.cut = True
+            break
+        first = next((wait for wait in waits_of(graphs, state) if not wait.limit), None)
+        assert first is not None, f"stuck: {state}"
+        for step in first.steps:
+            most -= 1
+            after = load(dump(state))
+            take(graphs, after, max(now, first.at), step)
+            open_.append((max(now, first.at), after))
+    return found
+
+
+def wander(graphs: Graphs, state: TraceState, now: int, random: Random, most: int) -> set[str]:
+    """Follows one course to its end, with any outcome of anything that the trace waits for at
+    each step: results in any order, timers in time or late, limits that are reached, workers that
+    begin or disappear. Returns what happened: names of commands and timers.
+
+    A trace that waits for nothing, or has not ended after `most` steps, is an assertion's failure.
+    """
+    happened: set[str] = set()
+    for number in range(most):
+        if state.status.ended:
+            return happened
+        waits = list(waits_of(graphs, state))
+        assert any(not wait.limit for wait in waits), f"stuck: {state}"
+        limits = [wait for wait in waits if wait.limit]
+        pick = limits if limits and random.random() < 0.1 else waits
+        wait = random.choice([wait for wait in pick if pick is limits or not wait.limit])
+        step = random.choice(wait.steps)
+        if isinstance(step, Succeeded) and random.random() < 0.1:
+            step = _instead(step, number, random)
+        now = max(now, wait.at)
+        if not isinstance(step, Began):
+            take(graphs, state, now, step)
+        else:  # of no consequence where nothing limits the time in the queue
+            machine.decide(graphs, state, step, now)
+        happened.add(step.kind.name if isinstance(step, TimerFired) else type(step).__name__)
+    raise AssertionError(f"no end after {most} steps: {state}")
+
+
+def _instead(step: Succeeded, number: int, random: Random) -> Step:
+    """What a worker may do before it has a result."""
+    place = (step.scope, step.node, step.attempt)
+    if random.random() < 0.5:
+        return Began(*place, "w")
+    return Lost(*place, f"w{number}", number)
