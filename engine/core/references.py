@@ -204,6 +204,11 @@ class Reader:
             name = _NAME.match(text, start + 2)
             if name:
                 return Root.NODE, name.group(), name.end()
+            raise ReferenceSyntaxError(
+                "$. is followed by a node's code, $.<node>; all that led here is $$, the trigger's "
+                "input $$$",
+                start,
+            )
         raise ReferenceSyntaxError(
             "a reference begins with $$$ (the trigger's input), $$ (what led here), "
             "$.<node> (a node's output), $._env, $item or $index",
@@ -216,6 +221,10 @@ class Reader:
             name = _NAME.match(text, at + 1)
             if name is None:
                 # "$$." and "$$$." are the older way to write the whole value.
+                if text[at + 1 : at + 2] == "[":
+                    raise ReferenceSyntaxError(
+                        "no point stands before a bracket: write $$[0], $.a[0]", at
+                    )
                 return None, at + 1 if self._trailing_dot(at) else at
             if text[name.end() : name.end() + 1] == "(":
                 return None, at  # a method of the expression language

@@ -1,4 +1,4 @@
-"""The courses that a trace can take: every outcome of everything that it waits for, in any order."""
+"""The courses that a trace can take: each outcome of all that it waits for, in any order."""
 
 from __future__ import annotations
 
