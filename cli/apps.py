@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 import magicflow
-from cli.output import JsonFlag, age, command, err, out, show_json
+from cli.output import Exit, JsonFlag, age, command, err, fail, out, show_json
+from magicflow.v1.registry_service_pb2 import App, Balancing, Broker
 
 app = typer.Typer(no_args_is_help=True, help="Apps and their tokens.")
 grants = typer.Typer(no_args_is_help=True, help="Who may use whose functions and playbooks.")
@@ -25,7 +26,7 @@ async def create(
     description: Annotated[str, typer.Option(help="For people.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Make an app and its first token, which is shown once."""
+    """Make an app and its first token, which is shown once; `app set` gives it limits."""
     async with magicflow.Client() as client:
         token = await client.create_app(name, description)
     if as_json:
@@ -34,6 +35,82 @@ async def create(
     err.print(f"app [bold]{name}[/] made. Its token, shown this once:", highlight=False)
     print(token)
     err.print("Give it to workers and callers in MAGICFLOW_TOKEN.", highlight=False)
+
+
+@app.command("set")
+@command
+async def set_app(
+    name: AppName,
+    description: Annotated[str | None, typer.Option(help="For people.")] = None,
+    enabled: Annotated[
+        bool | None, typer.Option("--on/--off", help="Whether triggers are taken.")
+    ] = None,
+    quota: Annotated[
+        float | None, typer.Option(help="Starts per second in the whole cluster; 0: no limit.")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(help="Traces at the same time; more wait; 0: no limit.")
+    ] = None,
+    require_workers: Annotated[
+        bool | None,
+        typer.Option(
+            "--require-workers/--wait-for-workers",
+            help="Refuse triggers while no worker offers a function that they need.",
+        ),
+    ] = None,
+    broker: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=nats://host:port[,nats://…][*WEIGHT], once per broker; '' takes all away."
+        ),
+    ] = None,
+    balancing: Annotated[
+        str | None, typer.Option(help="round_robin, weight or consistent_hash.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Change an app's limits and brokers; what is not named stays."""
+    async with magicflow.Client() as client:
+        changed = await client.change_app(
+            name,
+            description=description,
+            enabled=enabled,
+            quota=quota,
+            in_flight=in_flight,
+            require_workers=require_workers,
+            brokers=None if broker is None else [parse_broker(b) for b in broker if b],
+            balancing=balancing,
+        )
+    if as_json:
+        show_json(changed)
+        return
+    out.print(f"{name}: {describe_app(changed)}", highlight=False)
+
+
+def parse_broker(text: str) -> Broker:
+    """`NAME=server,server*WEIGHT`."""
+    name, _, rest = text.partition("=")
+    servers, _, weight = rest.partition("*")
+    if not name or not servers or (weight and not weight.isdigit()):
+        fail(
+            f"{text!r} is no broker",
+            Exit.INVALID,
+            mend="write NAME=nats://host:port, with *WEIGHT behind it for balancing by weight",
+        )
+    return Broker(name=name, servers=servers.split(","), weight=int(weight or 1))
+
+
+def describe_app(item: App) -> str:
+    """Its settings in a line."""
+    parts = ["on" if item.enabled else "off"]
+    parts += [f"{item.quota:g} starts/s"] if item.quota else []
+    parts += [f"{item.in_flight} in flight"] if item.in_flight else []
+    parts += ["requires workers"] if item.require_workers else []
+    if item.brokers:
+        balancing = Balancing.Name(item.balancing).removeprefix("BALANCING_").lower()
+        names = ", ".join(broker.name for broker in item.brokers)
+        parts.append(f"brokers {names} by {balancing}")
+    return ", ".join(parts)
 
 
 @app.command("list")
@@ -45,9 +122,9 @@ async def list_apps(as_json: JsonFlag = False) -> None:
     if as_json:
         show_json(found)
         return
-    table = Table("app", "enabled", "description")
+    table = Table("app", "settings", "description")
     for item in found:
-        table.add_row(item.name, "yes" if item.enabled else "no", item.description)
+        table.add_row(item.name, describe_app(item), item.description)
     out.print(table)
 
 

@@ -8,7 +8,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # grpc prints its own lines ot
 
 import typer
 
-from cli import apps, dead, doctor, playbooks, scenario, servers, steering, traces
+from cli import apps, cluster, dead, doctor, playbooks, scenario, servers, steering, traces
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app.command("trigger")(traces.trigger)
 app.add_typer(steering.app, name="trace")  # traces.app, with the verbs that steer
 app.add_typer(apps.workers, name="worker")
 app.add_typer(scenario.app, name="scenario")
+app.command("cluster")(cluster.cluster)
 app.add_typer(dead.app, name="dead")
 app.command("doctor")(doctor.doctor)
 

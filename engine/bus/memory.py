@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -274,6 +274,13 @@ class MemoryBus:
     @property
     def dead(self) -> MemoryDeadLetters:
         return MemoryDeadLetters(self.space)
+
+    async def task_backlog(self) -> dict[str, int]:
+        items = self.space.queues[subjects.TASK_STREAM].items.values()
+        return dict(Counter(subjects.function_of(item.subject) for item in items))
+
+    def trouble(self) -> list[tuple[str, str, str]]:
+        return []
 
     async def tasks_identity(self) -> str:
         return str(self.space.lives)

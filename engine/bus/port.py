@@ -203,6 +203,14 @@ class Bus(Protocol):
     @property
     def dead(self) -> DeadLetters: ...
 
+    async def task_backlog(self) -> dict[str, int]:
+        """Frames of tasks that are not done, by function."""
+        ...
+
+    def trouble(self) -> list[tuple[str, str, str]]:
+        """What an operator should know of the servers: (code, subject, message)."""
+        ...
+
     async def tasks_identity(self) -> str:
         """Names the task queue in its present life: another text means that it lost all."""
         ...

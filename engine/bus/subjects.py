@@ -46,6 +46,12 @@ def dead_subject(origin: str) -> str:
     return f"flow.dead.{origin.removeprefix('flow.')}"
 
 
+def function_of(task_subject: str) -> str:
+    """`app/name`."""
+    _, _, app, name, *_ = task_subject.split(".")
+    return f"{app}/{name}"
+
+
 def done_subject(partition: int) -> str:
     """Ends of traces: frames of (trace, outcome). Waiters listen to all partitions at once."""
     return f"flow.done.{partition}"

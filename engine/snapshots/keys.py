@@ -17,6 +17,7 @@ PROJECTIONS = "/flow/projection/"
 GRANTS = "/flow/grant/"
 CLUSTER = "/flow/cluster"
 LEADER = "/flow/leader"
+REPORT = "/flow/report"
 
 
 def partition(number: int) -> str:

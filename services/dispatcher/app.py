@@ -18,6 +18,7 @@ from engine.snapshots.port import Snapshots
 from magicflow.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from magicflow.v1.partition_service_pb2_grpc import add_PartitionServiceServicer_to_server
 from services.dispatcher.gateway import Gateway
+from services.dispatcher.leader import Leader
 from services.dispatcher.letters import Letters
 from services.dispatcher.limits import AppLimits
 from services.dispatcher.owners import OwnerFinder
@@ -54,6 +55,7 @@ class Dispatcher:
         limits = AppLimits(self._apps, self._capacity, partitions)
         self._ownership = Ownership(me, partitions, snapshots, bus, library, clock, limits, lease)
         self._reports = LoadReports(bus, self._ownership)
+        self._leader = Leader(me, partitions, snapshots, bus, self._capacity, clock, lease)
         self._roster = Roster(snapshots, me.name)
         finder = OwnerFinder(self._ownership, owners)
         self._gateway = Gateway(bus, clock, partitions, finder, finder.recheck, self._roster)
@@ -79,10 +81,12 @@ class Dispatcher:
         self._began = await self._bus.listen(EVERY_BEGAN, self._hear_began)
         await self._ownership.open()
         self._reports.open()
+        await self._leader.open()
 
     async def close(self) -> None:
         """Workers first, then partitions, the lease last."""
         await self._gateway.close(self._drain)
+        await self._leader.close()
         await self._reports.close()
         await self._ownership.close()
         if self._began is not None:

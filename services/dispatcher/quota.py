@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BURST = 0.1  # seconds of quota that an account can hold, but at least one start
+BURST = 0.1  # seconds of quota that an account can hold, but at least two starts
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Quotas:
             self._accounts.pop(app, None)
             return wanted, 0.0
         account = self._accounts.setdefault(app, _Account(0.0, now))
-        most = max(1.0, rate * BURST)
+        most = max(2.0, rate * BURST)  # with less, what is over a whole start would be lost
         account.starts = min(most, account.starts + rate * max(0, now - account.at) / 1_000)
         account.at = now
         granted = min(wanted, int(account.starts))

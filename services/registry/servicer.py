@@ -19,6 +19,7 @@ from engine.snapshots.apps import encode_app
 from engine.snapshots.library import parse_version
 from engine.snapshots.membership import decode_claim, decode_member
 from engine.snapshots.port import Snapshots
+from engine.snapshots.report import decode_report
 from engine.store.registry import RegistryStore
 from engine.wire.playbooks import finding_message, playbook, playbook_message
 from engine.wire.values import timestamp
@@ -354,7 +355,30 @@ class RegistryServicer(RegistryServiceServicer):
             owner = decode_claim(value).instance if value else ""
             epoch = self._view.partitions.created.get(key, 0) if value else 0
             response.partitions.add(partition=partition, instance=owner, epoch=epoch)
+        self._add_report(response)
         return response
+
+    def _add_report(self, response: pb.GetClusterResponse) -> None:
+        data = self._view.report.entries.get(keys.REPORT)
+        if data is None:
+            return
+        report = decode_report(data)
+        response.leader = report.leader
+        response.reported_at.CopyFrom(timestamp(report.at) or response.reported_at)
+        for alarm in report.alarms:
+            response.alarms.add(
+                code=alarm.code,
+                subject=alarm.subject,
+                message=alarm.message,
+                since=timestamp(alarm.since),
+            )
+        for function in report.functions:
+            response.functions.add(
+                name=function.name,
+                workers=function.workers,
+                slots=function.slots,
+                waiting=function.waiting,
+            )
 
 
 def _source(request: Any) -> str | Playbook:

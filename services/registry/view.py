@@ -13,7 +13,8 @@ class ClusterView:
         self.workers = Mirror(snapshots, keys.WORKERS)
         self.instances = Mirror(snapshots, keys.INSTANCES)
         self.partitions = Mirror(snapshots, keys.PARTITIONS)
-        self._all = (self.functions, self.workers, self.instances, self.partitions)
+        self.report = Mirror(snapshots, keys.REPORT)
+        self._all = (self.functions, self.workers, self.instances, self.partitions, self.report)
 
     async def open(self) -> None:
         for mirror in self._all:

@@ -99,9 +99,10 @@ class Stack:
         for service in SERVICES:
             self.serve(service)
 
-    def client(self) -> magicflow.Client:
-        addresses = {name: self.programs[name].address for name in ("trigger", "registry", "trace")}
-        return magicflow.Client(addresses=addresses, timeout=15.0)
+    def client(self, **addresses: str) -> magicflow.Client:
+        """A client of the first instance of each service, or of those that are named."""
+        first = {name: self.programs[name].address for name in SERVICES}
+        return magicflow.Client(addresses={**first, **addresses}, timeout=15.0)
 
 
 async def until_owned(client: magicflow.Client, by: set[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -53,6 +54,7 @@ class JetStreamBus:
         self._tasks_lost: dict[Callable[[], None], None] = {}
         self._tasks_created: datetime | None = None
         self._mending: asyncio.Task[None] | None = None
+        self._trouble: list[tuple[str, str, str]] = []
         self.closing = False
 
     async def open(self) -> None:
@@ -226,6 +228,19 @@ class JetStreamBus:
         except Exception as error:
             raise unavailable(error) from error
         return _Listening(subscription)
+
+    async def task_backlog(self) -> dict[str, int]:
+        try:
+            info = await self._js.stream_info(subjects.TASK_STREAM, subjects_filter="flow.task.>")
+        except Exception as error:
+            raise unavailable(error) from error
+        waiting: Counter[str] = Counter()
+        for subject, count in (info.state.subjects or {}).items():
+            waiting[subjects.function_of(subject)] += count
+        return dict(waiting)
+
+    def trouble(self) -> list[tuple[str, str, str]]:
+        return list(self._trouble)
 
     async def tasks_identity(self) -> str:
         try:

@@ -35,6 +35,55 @@ class Administration(Calls):
         answer = await self._call(self._registry.CreateApp, request, repeat=False)
         return str(answer.token)
 
+    async def app(self, name: str) -> registry.App:
+        """Errors: `NotFound`, `Denied`."""
+        answer = await self._call(self._registry.GetApp, registry.GetAppRequest(name=name))
+        found: registry.App = answer.app
+        return found
+
+    async def change_app(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        enabled: bool | None = None,
+        quota: float | None = None,
+        in_flight: int | None = None,
+        require_workers: bool | None = None,
+        brokers: Iterable[registry.Broker] | None = None,
+        balancing: str | None = None,
+    ) -> registry.App:
+        """Changes what is given; the app as it is then. `quota` is starts per second and
+        `in_flight` live traces, both for the whole cluster, 0 for no limit; `balancing` is
+        `round_robin`, `weight` or `consistent_hash`. Errors: `Invalid`, `NotFound`, `Denied`."""
+        app = await self.app(name)
+        if description is not None:
+            app.description = description
+        if enabled is not None:
+            app.enabled = enabled
+        if quota is not None:
+            app.quota = quota
+        if in_flight is not None:
+            app.in_flight = in_flight
+        if require_workers is not None:
+            app.require_workers = require_workers
+        if brokers is not None:
+            del app.brokers[:]
+            app.brokers.extend(brokers)
+        if balancing is not None:
+            try:
+                app.balancing = registry.Balancing.Value(f"BALANCING_{balancing.upper()}")
+            except ValueError as error:
+                raise Invalid(
+                    f"{balancing!r} is no balancing",
+                    reason="INVALID",
+                    mend="write round_robin, weight or consistent_hash",
+                ) from error
+        request = registry.UpdateAppRequest(app=app)
+        answer = await self._call(self._registry.UpdateApp, request)
+        changed: registry.App = answer.app
+        return changed
+
     async def apps(self) -> list[registry.App]:
         answer = await self._call(self._registry.ListApps, registry.ListAppsRequest())
         return list(answer.apps)
