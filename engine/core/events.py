@@ -159,7 +159,7 @@ class AttemptBegan(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
 
 
 class TracePaused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):
-    pass
+    by: str = ""
 
 
 class TraceResumed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=16):

@@ -45,3 +45,9 @@ def _not_a_moment(value: Any) -> NotAMoment:
     return NotAMoment(
         f"{seen} is no time: write 2026-01-31T18:00:00Z, or seconds since 1970 as a number"
     )
+
+
+def text_of(milliseconds: int) -> str:
+    """The time as text by RFC 3339, in UTC."""
+    moment = datetime.fromtimestamp(milliseconds / 1_000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -149,6 +149,7 @@ class TraceState(msgspec.Struct, array_like=True):
     patched: int = -1
     patch: Payload | None = None
     setters: Setters | None = None  # None: began before they were kept
+    paused_by: str = ""
 
     @property
     def nodes(self) -> list[NodeState]:
@@ -455,6 +456,7 @@ def _node_skipped(graphs: Graphs, state: TraceState, event: NodeSkipped, at: int
 def _trace_paused(graphs: Graphs, state: TraceState, event: TracePaused, at: int) -> None:
     state.status = TraceStatus.PAUSED
     state.paused_at = at
+    state.paused_by = event.by
 
 
 def _trace_resumed(graphs: Graphs, state: TraceState, event: TraceResumed, at: int) -> None:
@@ -462,6 +464,7 @@ def _trace_resumed(graphs: Graphs, state: TraceState, event: TraceResumed, at: i
     pause = max(0, at - state.paused_at)
     state.status = TraceStatus.RUNNING
     state.paused_at = 0
+    state.paused_by = ""
     state.timeout_from += pause
     for scope in state.scopes:
         for node in () if scope.closed else scope.nodes:
@@ -485,6 +488,7 @@ def _trace_failing(graphs: Graphs, state: TraceState, event: TraceFailing, at: i
     _close(state, ROOT, at)
     state.status = TraceStatus.RUNNING
     state.paused_at = 0
+    state.paused_by = ""
     state.start_at = 0
     state.ending = event.status
     state.failure = event.failure
@@ -515,6 +519,7 @@ def _trace_ended(graphs: Graphs, state: TraceState, event: TraceEnded, at: int) 
     state.ending = None
     state.start_at = 0
     state.paused_at = 0
+    state.paused_by = ""
 
 
 def _operator_acted(graphs: Graphs, state: TraceState, event: OperatorActed, at: int) -> None:

@@ -169,7 +169,7 @@ def _pause(turn: Turn, act: Act) -> None:
     if turn.state.status is TraceStatus.PAUSED:
         raise Refused("TRACE_STATE", "the trace is paused already")
     _record(turn, act)
-    turn.emit(TracePaused())
+    turn.emit(TracePaused(act.by))
 
 
 def _resume(turn: Turn, act: Act) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from engine.core.events import ScopeKind
+from engine.core.moments import text_of
 from engine.core.playbook import Hook, Map
 from engine.core.state import Graphs, NodeState, TraceState, drawn
 from engine.core.status import NodeStatus, TraceStatus
@@ -46,7 +47,9 @@ def why(
     if current.status.settled or state.status.ended:
         return None
     if state.status is TraceStatus.PAUSED:
-        return Wait(WaitCode.PAUSED, "the trace is paused")
+        who = state.paused_by or "somebody"
+        message = f"{who} paused the trace at {text_of(state.paused_at)}"
+        return Wait(WaitCode.PAUSED, message, (state.paused_by,) if state.paused_by else ())
     match current.status:
         case NodeStatus.PENDING:
             return _pending(graphs, state, scope, index)
