@@ -9,8 +9,8 @@ from engine.core.checks.rules import check
 from engine.core.checks.types import Known, check_types
 from engine.core.findings import Finding
 from engine.core.playbook import Playbook
-from engine.document.reading import to_data, to_playbook
-from engine.document.salvage import UNREAD, Readable, salvage
+from engine.document.reading import to_data
+from engine.document.salvage import UNREAD, Readable, readable, salvage
 from engine.document.shape import check_shape
 from engine.document.text import Document, Position, dotted, read_text
 
@@ -69,18 +69,13 @@ def examine_playbook(playbook: Playbook) -> Examined:
 
 def _examine(document: Document, findings: list[Finding]) -> Examined:
     findings = findings + check_shape(document.data)
-    playbook: Playbook | None = None
-    readable: Readable | None
-    if findings:
-        readable = salvage(document)
-    else:
-        playbook = to_playbook(document.data)
-        readable = Readable(playbook)
-    if readable is not None:
-        found = check(readable.playbook, readable.untold)
+    rest = salvage(document) if findings else readable(document.data)
+    playbook = None if findings or rest is None else rest.playbook
+    if rest is not None:
+        found = check(rest.playbook, rest.untold, rest.given)
         findings += [finding for finding in found if finding.seen != UNREAD]
     in_order = sorted(_located(document, findings), key=lambda f: (f.line, f.column))
-    return Examined(playbook, tuple(in_order), document, readable)
+    return Examined(playbook, tuple(in_order), document, rest)
 
 
 def _located(document: Document, findings: Iterable[Finding]) -> list[Finding]:

@@ -7,6 +7,7 @@ place: nothing is reported that is wrong only because something was left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +17,22 @@ from engine.document.shape import SCHEMA, edge_faults, fits, kinds_of, node_faul
 from engine.document.text import Document, Path
 
 UNREAD = "\0"  # a name that no document can have
-UNREAD_TASK = f"{UNREAD}/{UNREAD}"
+UNREAD_CALLEE = f"{UNREAD}/{UNREAD}"
 _ANYTHING = "$._env.unread?"  # a mapping of which no type is known
 _KNOWN = SCHEMA["$defs"]["node"]["properties"].keys()
+_TIMES = ("timeout", "queue_timeout", "total_timeout", "heartbeat")
 _ALL_OR_NOTHING = ("hook", "retry", "compensate")  # half of it may be without effect
 _ANY_EDGE = {"from": UNREAD, "to": UNREAD}
 
 
 @dataclass(frozen=True, slots=True)
 class Readable:
-    """`untold` are the places of edges whose kind or ends could not be read, also of edges that
-    stand for others. Names that could not be read are `UNREAD`."""
+    """`given` names the keys of each node. `untold` are the places of edges whose kind or ends
+    could not be read, also of edges that stand for others. Names that could not be read are
+    `UNREAD`."""
 
     playbook: Playbook
+    given: Mapping[str, Set[str]]
     untold: frozenset[int] = frozenset()
 
     @property
@@ -37,11 +41,17 @@ class Readable:
         return "" if self.playbook.app == UNREAD else self.playbook.app
 
 
+def readable(data: dict[str, Any], untold: frozenset[int] = frozenset()) -> Readable:
+    """Of data that has the right shape."""
+    given = {code: node.keys() for code, node in data["nodes"].items()}
+    return Readable(to_playbook(data), given, untold)
+
+
 def salvage(document: Document) -> Readable | None:
     """None when nothing of it could be read."""
     if not isinstance(document.data, dict):
         return None
-    return _Salvage(document.data, document.twice).readable()
+    return _Salvage(document.data, document.twice).rest()
 
 
 @dataclass(slots=True)
@@ -79,7 +89,7 @@ class _Salvage:
         self._strange = not data.keys() <= SCHEMA["properties"].keys()
         self._untold: set[int] = set()
 
-    def readable(self) -> Readable:
+    def rest(self) -> Readable:
         book: dict[str, Any] = {"playbook": UNREAD, "app": UNREAD}
         for key in self._data.keys() & SCHEMA["properties"].keys() - {"nodes", "edges"}:
             if fits(self._data[key], f"properties/{key}"):
@@ -94,30 +104,35 @@ class _Salvage:
             book["nodes"] = {}
             book.pop("output", None)
             book.pop("output_schema", None)
-        return Readable(to_playbook(book), frozenset(self._untold))
+        return readable(book, frozenset(self._untold))
 
     def _is_twice(self, *path: str | int) -> bool:
         return any(place[: len(path)] == path for place in self._twice)
 
     def _node(self, code: str, data: Any) -> dict[str, Any]:
         if not isinstance(data, dict) or self._is_twice("nodes", code):
-            return {"task": UNREAD_TASK, "input": _ANYTHING}
+            return {"playbook": UNREAD_CALLEE, "input": _ANYTHING}
         kept, strange = {}, not data.keys() <= _KNOWN
         for key in data.keys() & _KNOWN:
             part = _prune(data[key], f"$defs/node/properties/{key}")
             whole = part is not None and not part.lost
             if part is not None and whole and not (part.strange and key in _ALL_OR_NOTHING):
                 kept[key] = part.value
+            elif key in _TIMES:
+                kept[key] = "1s"
             elif part is not None and key == "hook":
                 kept["hook"] = {"timeout": "1s"}  # it had one, or was meant to
         if node_faults(code, data) or kinds_of(data)[0] not in kept:
             may_be_map = "map" in data or not kinds_of(data)  # then the input may read $item
             kept = {key: kept[key] for key in ("join", "compensate", "input") if key in kept}
-            kept["task"] = UNREAD_TASK
+            kept["playbook"] = UNREAD_CALLEE
             if may_be_map:
                 kept["input"] = _ANYTHING
-        if strange:
+        if strange:  # a key that was meant to be another one
             kept.setdefault("input", _ANYTHING)
+            if "task" in kept:
+                kept.setdefault("timeout", "1s")
+                kept.setdefault("hook", True)
         return kept
 
     def _edges(self) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ playbooks are checked by the registry, which knows them."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -12,34 +12,26 @@ import jsonschema_rs
 
 from engine.core.checks.dead_ends import dead_ends
 from engine.core.checks.doubts import doubts_of
+from engine.core.checks.idle import idle_edges, idle_options
 from engine.core.checks.readings import check_readings
 from engine.core.checks.shadows import shadows
 from engine.core.findings import Finding, shorten
 from engine.core.payload import of_value
-from engine.core.playbook import (
-    DEFAULT_PRIORITY,
-    MAX_EDGES,
-    MAX_NODES,
-    UNSET,
-    Edge,
-    EdgeKind,
-    Hook,
-    Map,
-    Nop,
-    Playbook,
-    Sleep,
-    Task,
-    kind_name,
-)
+from engine.core.playbook import MAX_EDGES, MAX_NODES, UNSET, Edge, EdgeKind, Playbook
 from engine.core.state import MAX_ENV, fits_state
 
 
-def check(playbook: Playbook, untold: frozenset[int] = frozenset()) -> list[Finding]:
+def check(
+    playbook: Playbook,
+    untold: frozenset[int] = frozenset(),
+    given: Mapping[str, Set[str]] | None = None,
+) -> list[Finding]:
     """Every broken rule, in no particular order. Without an error among them the playbook
     compiles, and every trace of it ends.
 
     `untold` are places of edges whose kind or ends could not be read: nothing is reported that
-    may follow from that alone.
+    may follow from that alone. `given` names the options that each node is written with, for a
+    playbook does not tell a default that was written from one that was not.
     """
     findings = list(_budgets(playbook))
     if any(finding.path in ("nodes", "edges") for finding in findings):
@@ -47,11 +39,12 @@ def check(playbook: Playbook, untold: frozenset[int] = frozenset()) -> list[Find
     findings += _edges(playbook, untold)
     findings += _schemas(playbook)
     findings += _env(playbook)
-    findings += _options(playbook)
+    findings += idle_options(playbook, given)
     ancestors, cycle = _ancestors(playbook)
     findings += cycle
     findings += check_readings(playbook, ancestors)
     findings += _choices(playbook, untold)
+    findings += idle_edges(playbook, untold)
     findings += dead_ends(playbook, doubts_of(playbook, untold))
     return findings
 
@@ -167,37 +160,6 @@ def _env(playbook: Playbook) -> Iterator[Finding]:
     if size > MAX_ENV:
         message = f"the env has {size} bytes; {MAX_ENV} are allowed"
         yield Finding("BUDGET_EXCEEDED", "env", message, mend="keep large data in an input")
-
-
-def _options(playbook: Playbook) -> Iterator[Finding]:
-    """Options that could never have an effect on a node of this kind."""
-    for node in playbook.nodes:
-        calls = isinstance(node.kind, Task) or (
-            isinstance(node.kind, Map) and isinstance(node.kind.body, Task)
-        )
-        waits = isinstance(node.kind, Nop | Hook | Sleep)
-        given = {
-            "timeout": bool(node.timeout),
-            "total_timeout": bool(node.total_timeout),
-            "retry": node.retry.attempts > 1,
-            "compensate": node.compensate is not None,
-        }
-        of_workers = {
-            "queue_timeout": bool(node.queue_timeout),
-            "heartbeat": bool(node.heartbeat),
-            "priority": node.priority != DEFAULT_PRIORITY,
-            "before": bool(node.before),
-            "after": bool(node.after),
-            "env": node.env is not UNSET,
-            "affinity": node.affinity,
-        }
-        idle = [name for name, there in given.items() if there and waits]
-        idle += [name for name, there in of_workers.items() if there and not calls]
-        for option in idle:
-            kind = kind_name(node.kind)
-            message = f"{option} has no effect on a node of kind {kind}"
-            path = f"nodes.{node.code}.{option}"
-            yield Finding("OPTION_WITHOUT_EFFECT", path, message, mend="remove it")
 
 
 def _choices(playbook: Playbook, untold: frozenset[int]) -> Iterator[Finding]:

@@ -45,7 +45,7 @@ timeout: 1h
 nodes:
   reserve: {task: inventory/reserve, timeout: 5s, input: {sku: $$$.sku},
             retry: {attempts: 3, backoff: 200ms, not_on: [SOLD_OUT]}}
-  pay: {task: pay}
+  pay: {task: pay, timeout: 30s}
   refund: {task: refund, before: [check]}
   done: {nop: {}, join: any}
 edges:
