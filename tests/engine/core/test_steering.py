@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,122 +11,271 @@ from msgspec.structs import replace
 from engine.core.effects import Cancel, TimerKind, Wake, effects_of
 from engine.core.events import OperatorActed, TraceRevived
 from engine.core.failure import Failure
+from engine.core.graph import Graph
 from engine.core.payload import of_value, to_value
+from engine.core.refusal import Refused
+from engine.core.reruns import outcomes_before
 from engine.core.state import dump, load
 from engine.core.status import NodeStatus, TraceStatus
-from engine.core.steering import Refused, Verb, retry
-from tests.engine.core.playing import START, Trace, started
+from engine.core.steering import Act, Verb, rerun, retry
+from tests.engine.core.playing import START, Trace, graph_of, started
 
 INNER = "playbook: inner\napp: shop\nnodes: {i: {task: f}}"
+TASK = "{task: f, retry: {attempts: 2, backoff: 10s, on: [BOOM]}}"
+MAP = "{map: {over: [1, 2], task: f, concurrency: 1}}"
+CALLS = "{map: {over: [1, 2], playbook: inner, concurrency: 1}}"
 KINDS = {
-    "task": "{task: f, retry: {attempts: 2, backoff: 10s, on: [BOOM]}}",
-    "playbook": "{playbook: inner}",
-    "map": "{map: {over: [1, 2], task: f}}",
-    "repeat": "{repeat: {playbook: inner, until: $$.i == 1, max: 3}}",
-    "hook": "{hook: {}}",
-    "hooked task": "{task: f, hook: true}",
-    "sleep": "{sleep: 1h}",
-    "nop": "{nop: {}}",
+    "task": (TASK, "n"),
+    "playbook": ("{playbook: inner}", "n"),
+    "map": ("{map: {over: [1, 2], task: f}}", "n"),
+    "repeat": ("{repeat: {playbook: inner, until: $$.i == 1, max: 3}}", "n"),
+    "hook": ("{hook: {}}", "n"),
+    "hooked task": ("{task: f, hook: true}", "n"),
+    "sleep": ("{sleep: 1h}", "n"),
+    "sleep until": ("{until: $$$.when}", "n"),
+    "nop": ("{nop: {}}", "n"),
+    "node of a call": ("{playbook: inner}", "n/i"),
+    "item": (MAP, "n[0]"),
+    "call under a map": (CALLS, "n[0]"),
+    "node of a call under a map": (CALLS, "n[0]/i"),
+    "round": ("{repeat: {playbook: inner, until: $$.i == 1, max: 3}}", "n[0]"),
+    "compensation": (
+        "{task: f, compensate: {task: undo}, retry: {attempts: 2, backoff: 10s, on: [BOOM]}}",
+        "n:compensate",
+    ),
 }
-INSIDE = {"playbook": "n/i", "map": "n[0]", "repeat": "n[0]/i"}
+"""What the node `n` is, and the path of the node that is steered."""
+INSIDE = {"playbook": "n/i", "map": "n[0]", "repeat": "n[0]/i", "call under a map": "n[0]/i",
+          "round": "n[0]/i"}  # fmt: skip
+OWN = tuple(kind for kind, (_, path) in KINDS.items() if path == "n")
+LATER = tuple(kind for kind in KINDS if kind not in OWN)
+SIGNALLED = "waiting for a signal after it has run"
+
+STATES = {
+    "pending": (*OWN, "item", "call under a map", "compensation"),
+    "under way": tuple(kind for kind in KINDS if kind != "nop"),
+    "back-off": ("task", "compensation"),
+    SIGNALLED: ("hooked task",),
+    "settled": tuple(KINDS),
+    "failed": tuple(kind for kind in KINDS if kind != "nop"),
+    "skipped": OWN,
+    "cancelled": LATER[:-1],
+    "in a pause": tuple(kind for kind in KINDS if kind != "nop"),
+    "delayed": OWN,
+    "compensating": OWN,
+    "ended": tuple(KINDS),
+}
+
+
+@cache
+def graph_with(kind: str) -> Graph:
+    others = (
+        "first: {task: f}, other: {task: f}, gate: {hook: {}}, mend: {nop: {}}, boom: {task: f},"
+        " kept: {task: f, compensate: {task: undo}}"
+    )
+    return graph_of(
+        f"nodes: {{n: {KINDS[kind][0]}, {others}}}\n"
+        "edges: [{from: first, to: n, when: $$ == 1}, {from: first, to: other, otherwise: true},"
+        " {from: n, to: mend, on: error}]"
+    )
 
 
 def reached(kind: str, state: str) -> Trace:
-    """A trace whose node `n` is of this kind and in this state."""
-    others = "first: {task: f}, other: {task: f}, gate: {hook: {}}"
-    trace = Trace(
-        f"nodes: {{n: {KINDS[kind]}, {others}}}\n"
-        "edges: [{from: first, to: n, when: $$ == 1}, {from: first, to: other, otherwise: true}]",
-        callees=[INNER],
-    )
-    if state == "pending":
+    """A trace whose node of this kind is in this state."""
+    event = started(of_value({"when": 9_000}))  # seconds since 1970
+    if state == "delayed":
+        event = replace(event, start_at=START + 5_000)
+    trace = Trace(graph_with(kind), callees=[INNER], event=event)
+    if state == "delayed" or (state == "pending" and kind in OWN):
         return trace
     trace.returns("first", 2 if state == "skipped" else 1)
-    if state == "back-off":
-        trace.fails("n", "BOOM")
-    elif state == "waiting for a signal after it has run":
-        trace.returns("n", "done")
-    elif state == "ended":
-        trace.aborts()
-    elif state == "settled":
-        if kind == "sleep":
-            trace.fires(TimerKind.DUE, "n")
-        elif kind == "hook":
-            trace.steer(Verb.SIGNAL, "n")
-        elif kind in INSIDE:
-            trace.returns(INSIDE[kind], 1)
-            if kind == "map":
-                trace.returns("n[1]", 1)
-        elif kind != "nop":
-            trace.returns("n", 1)
-            if kind == "hooked task":
-                trace.steer(Verb.SIGNAL, "n")
+    path = KINDS[kind][1]
+    if kind == "compensation":
+        for done in ("n", "kept") if state == "pending" else ("kept", "n"):
+            trace.returns(done)  # the last is undone first
+        trace.fails("boom")
+    match state:
+        case "back-off":
+            trace.fails(path, "BOOM")
+        case "waiting for a signal after it has run":
+            trace.returns("n", "done")
+        case "settled":
+            _settle(trace, kind, path)
+        case "failed":
+            trace.steer(Verb.FAIL, path)
+        case "cancelled":
+            trace.steer(Verb.COMPLETE, "n")
+        case "in a pause":
+            trace.steer(Verb.PAUSE)
+        case "compensating":
+            trace.returns("kept")
+            trace.fails("boom")
+        case "ended":
+            trace.aborts()
     return trace
 
 
-STATES = {
-    "task": ("pending", "under way", "back-off", "settled", "skipped", "ended"),
-    "playbook": ("pending", "under way", "settled", "skipped", "ended"),
-    "map": ("pending", "under way", "settled", "skipped", "ended"),
-    "repeat": ("pending", "under way", "settled", "skipped", "ended"),
-    "hook": ("pending", "under way", "settled", "skipped", "ended"),
-    "hooked task": (
-        "pending",
-        "under way",
-        "waiting for a signal after it has run",
-        "settled",
-        "skipped",
-        "ended",
-    ),
-    "sleep": ("pending", "under way", "settled", "skipped", "ended"),
-    "nop": ("pending", "settled", "skipped", "ended"),
-}
-VERBS = (Verb.SIGNAL, Verb.COMPLETE, Verb.FAIL, Verb.SKIP)
-TABLE = [(verb, kind, state) for verb in VERBS for kind in KINDS for state in STATES[kind]]
+def _settle(trace: Trace, kind: str, path: str) -> None:
+    if kind in ("sleep", "sleep until"):
+        trace.fires(TimerKind.DUE, path)
+    elif kind == "hook":
+        trace.steer(Verb.SIGNAL, path)
+    elif kind in INSIDE:
+        trace.returns(INSIDE[kind], 1)
+        if kind == "map":
+            trace.returns("n[1]", 1)
+    elif kind != "nop":
+        trace.returns(path, 1)
+        if kind == "hooked task":
+            trace.steer(Verb.SIGNAL, path)
+
+
+def path_in(kind: str, state: str) -> str:
+    later = state == "pending" and kind in ("item", "call under a map")
+    return "n[1]" if later else KINDS[kind][1]
+
+
+OF_NODES = (Verb.SIGNAL, Verb.COMPLETE, Verb.FAIL, Verb.SKIP)
+OF_TRACES = (Verb.ABORT, Verb.PAUSE, Verb.RESUME)
+
+
+def rows(*verbs: Verb) -> list[tuple[Verb, str, str]]:
+    return [(verb, kind, state) for verb in verbs for state in STATES for kind in STATES[state]]
+
+
+def test_every_verb_is_in_a_table() -> None:
+    assert {*OF_NODES, *OF_TRACES, Verb.RETRY, Verb.RERUN} == set(Verb)
+
+
+def test_the_states_are_what_they_are_called() -> None:
+    wanted = {
+        "pending": {"PENDING"},
+        "under way": {"QUEUED", "RUNNING", "PAUSED", "SLEEPING"},
+        "back-off": {"QUEUED"},
+        SIGNALLED: {"PAUSED"},
+        "settled": {"SUCCEEDED"},
+        "failed": {"FAILED"},
+        "skipped": {"SKIPPED"},
+        "cancelled": {"CANCELLED"},
+        "in a pause": {"QUEUED", "RUNNING", "PAUSED", "SLEEPING"},
+        "delayed": {"PENDING"},
+        "compensating": {"CANCELLED", "SUCCEEDED"},
+        "ended": {"CANCELLED", "SUCCEEDED"},
+    }
+    for state, kinds in STATES.items():
+        for kind in kinds:
+            trace = reached(kind, state)
+            assert trace.status(path_in(kind, state)).name in wanted[state], (kind, state)
+            assert trace.state.status.ended == (state == "ended"), (kind, state)
 
 
 def expected(verb: Verb, kind: str, state: str) -> str:
     """What becomes of the node, or the reason of the refusal and a word of its sentence."""
     if state == "ended":
         return "TRACE_ENDED: ended"
-    waits = state == "waiting for a signal after it has run" or (
-        kind == "hook" and state == "under way"
-    )
+    waits = state == SIGNALLED or (kind == "hook" and state in ("under way", "in a pause"))
     if verb is Verb.SIGNAL:
         if waits:
             return "SUCCEEDED"
         hook = kind in ("hook", "hooked task")
         return "NODE_STATE: " + ("does not wait" if hook else "no hook")
-    if state in ("settled", "skipped"):
+    if state in ("settled", "failed", "skipped", "cancelled", "compensating"):
         return "NODE_STATE: has settled"
     if verb is Verb.SKIP:
         return "SKIPPED"
-    if state == "pending":
-        return "NODE_STATE: not reached"
+    if state in ("pending", "delayed"):
+        return "NODE_STATE: not reached it"
     return "SUCCEEDED" if verb is Verb.COMPLETE else "FAILED"
 
 
-@pytest.mark.parametrize(("verb", "kind", "state"), TABLE)
+@pytest.mark.parametrize(("verb", "kind", "state"), rows(*OF_NODES))
 def test_a_verb_on_a_node(verb: Verb, kind: str, state: str) -> None:
-    trace = reached(kind, state)
+    trace, path = reached(kind, state), path_in(kind, state)
     want = expected(verb, kind, state)
     reason, _, sentence = want.partition(": ")
-    before, count = dump(trace.state), len(trace.events)
     if sentence:
-        with pytest.raises(Refused, match=sentence.replace("not reached", "not reached it")) as no:
-            trace.steer(verb, "n", why="because")
-        assert no.value.reason == reason
-        assert (dump(trace.state), len(trace.events)) == (before, count)
+        refuses(trace, verb, path, reason, sentence)
         return
-    first, *_ = trace.steer(verb, "n", why="because", payload=of_value({"by": "hand"}))
-    assert first == OperatorActed(verb, "ann", "because", trace.place("n")[1])
-    assert trace.status("n").name == want
+    of_trace = trace.state.status
+    first, *_ = trace.steer(verb, path, why="because", payload=of_value({"by": "hand"}))
+    scope, index = trace.place(path)
+    assert first == OperatorActed(verb, "ann", "because", index, scope)
+    assert trace.status(path).name == want
+    assert trace.state.status is of_trace
     inside = INSIDE.get(kind)
-    if inside and state == "under way":
+    if inside and state in ("under way", "in a pause"):
         assert trace.status(inside) is NodeStatus.CANCELLED
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def refuses(trace: Trace, verb: Verb, path: str, reason: str, sentence: str) -> None:
+    before, count = dump(trace.state), len(trace.events)
+    with pytest.raises(Refused, match=sentence) as refused:
+        trace.steer(verb, path, why="because")
+    assert refused.value.reason == reason
+    assert (dump(trace.state), len(trace.events)) == (before, count)
+
+
+@pytest.mark.parametrize(("verb", "kind", "state"), rows(*OF_TRACES))
+def test_a_verb_on_a_trace(verb: Verb, kind: str, state: str) -> None:
+    trace, path = reached(kind, state), path_in(kind, state)
+    paused = state == "in a pause"
+    if state == "ended":
+        refuses(trace, verb, "", "TRACE_ENDED", "has ended: ")
+    elif verb is Verb.PAUSE and paused:
+        refuses(trace, verb, "", "TRACE_STATE", "paused already")
+    elif verb is Verb.RESUME and not paused:
+        refuses(trace, verb, "", "TRACE_STATE", "RUNNING, not paused")
+    else:
+        before = trace.status(path)
+        first, *_ = trace.steer(verb, why="because")
+        assert first == OperatorActed(verb, "ann", "because")
+        word = {Verb.ABORT: "ABORTED", Verb.PAUSE: "PAUSED", Verb.RESUME: "RUNNING"}[verb]
+        assert trace.state.status.name == word
+        open_ = verb is not Verb.ABORT or before.settled
+        assert trace.status(path) is (before if open_ else NodeStatus.CANCELLED)
+
+
+@pytest.mark.parametrize(("verb", "kind", "state"), rows(Verb.RETRY))
+def test_a_retry_of_a_trace(verb: Verb, kind: str, state: str) -> None:
+    trace = reached(kind, state)
+    before = dump(trace.state)
+    if state == "ended" and kind != "compensation":
+        trace.retry()
+        assert trace.state.status is TraceStatus.RUNNING
+        assert trace.status("n").settled == (kind == "nop")
+        return
+    sentence = "compensations have undone" if state == "ended" else "it has not ended"
+    with pytest.raises(Refused, match=sentence) as refused:
+        trace.retry()
+    assert (refused.value.reason, dump(trace.state)) == ("TRACE_STATE", before)
+
+
+@pytest.mark.parametrize(("verb", "kind", "state"), rows(Verb.RERUN))
+def test_a_rerun_from_a_node(verb: Verb, kind: str, state: str) -> None:
+    trace, path = reached(kind, state), path_in(kind, state)
+    before = dump(trace.state)
+    act = Act(verb, "ann", "because", path)
+    if kind in OWN and state != "compensating":
+        outcomes = outcomes_before(trace.graphs, trace.state, trace.graph, path)
+        first = started(trace.state.input)
+        new, events = rerun(trace.graphs, bytes(16), first, act, outcomes, START)
+        assert events[1] == OperatorActed(verb, "ann", "because", trace.place(path)[1])
+        n, source = new.nodes[0], new.nodes[1]
+        assert source.status.settled == trace.status("first").settled
+        begun = source.status.settled and state != "skipped"
+        settled = kind == "nop" or state == "skipped"
+        assert (n.status is not NodeStatus.PENDING) == (begun or state == "skipped")
+        assert n.status.settled == (settled and source.status.settled)
+        return
+    reason, sentence = "NODE_NOT_FOUND", "not a node of the trace's own playbook"
+    if kind in OWN:
+        reason, sentence = "TRACE_STATE", f"a rerun from {path} would rest on kept, which"
+    with pytest.raises(Refused, match=sentence) as refused:
+        outcomes_before(trace.graphs, trace.state, trace.graph, path)
+    assert (refused.value.reason, dump(trace.state)) == (reason, before)
+
+
+@pytest.mark.parametrize("verb", OF_NODES)
 def test_an_unknown_path_is_refused_with_the_known_ones(verb: Verb) -> None:
     trace = reached("task", "under way")
     for path in ("nowhere", "n/i", "n[0]", "", "n:compensate", "first/first"):
@@ -373,8 +523,6 @@ def test_a_retry_leaves_the_ended_state_alone() -> None:
     trace = Trace(CHAIN)
     trace.fails("a")
     ended = load(dump(trace.state))
-    from engine.core.steering import Act
-
     retry(trace.graphs, ended, Act(Verb.RETRY, "ann"), START)
     assert dump(ended) == dump(trace.state)
 
