@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from engine.bus import subjects
+from engine.bus.balancing import Balance, Broker
 from engine.bus.port import PRIORITIES, DeadLetter, Fenced, Handle, Hear, no_letter
 
 
@@ -53,7 +54,7 @@ class MemorySpace:
         self.listeners: list[MemoryListening] = []
         self.letters: dict[int, DeadLetter] = {}
         self.buried = 0
-        self.lost_calls: dict[Callable[[], None], None] = {}
+        self.lost_calls: dict[Callable[[str], None], None] = {}
         self.lives = 1
 
     def lose_tasks(self) -> None:
@@ -61,7 +62,7 @@ class MemorySpace:
         self.lives += 1
         self.queues[subjects.TASK_STREAM] = _Work()
         for call in list(self.lost_calls):
-            call()
+            call("")
 
     async def offer(self, queue: str, subject: str, frame: bytes) -> int:
         work = self.queues[queue]
@@ -242,6 +243,11 @@ class MemoryBus:
         subject = subjects.trigger_subject(partition, priority)
         return await self._offer(subjects.TRIGGER_STREAM, subject, frame)
 
+    async def use_brokers(
+        self, app: str, brokers: tuple[Broker, ...], policy: Balance = "round_robin"
+    ) -> None:
+        """There is one space, whatever it is called."""
+
     async def offer_tasks(
         self, app: str, function: str, priority: int, frame: bytes
     ) -> asyncio.Future[int]:
@@ -285,7 +291,10 @@ class MemoryBus:
     async def tasks_identity(self) -> str:
         return str(self.space.lives)
 
-    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+    async def tasks_lost_since(self, identity: str) -> set[str]:
+        return set() if identity == await self.tasks_identity() else {""}
+
+    def on_tasks_lost(self, call: Callable[[str], None]) -> Callable[[], None]:
         self.space.lost_calls[call] = None
         return lambda: self.space.lost_calls.pop(call, None)
 

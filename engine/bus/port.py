@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.bus.balancing import Balance, Broker
 from engine.errors import NotFound
 
 MAX_FRAME = 524_288  # bytes we aim for; one item may be larger, up to the server's max_payload
@@ -173,6 +174,13 @@ class Bus(Protocol):
         """Puts a frame of triggers on its way; the future completes when it is on disk."""
         ...
 
+    async def use_brokers(
+        self, app: str, brokers: tuple[Broker, ...], policy: Balance = "round_robin"
+    ) -> None:
+        """From now on the app's tasks travel over these NATS clusters; none: over the common queue.
+        What a broker holds that is not used any more counts as lost."""
+        ...
+
     async def offer_tasks(
         self, app: str, function: str, priority: int, frame: bytes
     ) -> asyncio.Future[int]:
@@ -212,12 +220,17 @@ class Bus(Protocol):
         ...
 
     async def tasks_identity(self) -> str:
-        """Names the task queue in its present life: another text means that it lost all."""
+        """Names the task queues in their present lives, for `tasks_lost_since`."""
         ...
 
-    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Calls back when the task queue lost what it held (it may live in memory only), until
-        what is returned is called."""
+    async def tasks_lost_since(self, identity: str) -> set[str]:
+        """The apps whose tasks may have been lost since `tasks_identity` gave this text; an empty
+        name stands for all."""
+        ...
+
+    def on_tasks_lost(self, call: Callable[[str], None]) -> Callable[[], None]:
+        """Calls back when tasks of an app may have been lost (queues live in memory only), or with
+        an empty name of all apps, until what is returned is called."""
         ...
 
     async def close(self) -> None: ...

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
+from engine.bus.balancing import Balance, Broker
 from engine.snapshots import keys
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Change, Snapshots
-
-Balance = Literal["round_robin", "weight", "consistent_hash"]
-
-
-class Broker(msgspec.Struct, frozen=True):
-    """A NATS cluster for an app's tasks. `weight` is its share under balancing by weight."""
-
-    name: str
-    servers: tuple[str, ...]
-    weight: int = 1
 
 
 class App(msgspec.Struct, frozen=True):

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from engine.errors import AlreadyExists, NotFound
-from engine.snapshots.apps import App, Broker
+from engine.bus.balancing import Broker
+from engine.snapshots.apps import App
 from engine.store import tables
 from engine.store.sql import Database
 

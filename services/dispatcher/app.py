@@ -17,6 +17,7 @@ from engine.snapshots.membership import Member
 from engine.snapshots.port import Snapshots
 from magicflow.v1.dispatch_service_pb2_grpc import add_DispatchServiceServicer_to_server
 from magicflow.v1.partition_service_pb2_grpc import add_PartitionServiceServicer_to_server
+from services.dispatcher.brokering import Brokering
 from services.dispatcher.gateway import Gateway
 from services.dispatcher.leader import Leader
 from services.dispatcher.letters import Letters
@@ -52,6 +53,7 @@ class Dispatcher:
         clock = Clock()
         self._apps = Apps(snapshots)
         self._capacity = Capacity(snapshots)
+        self._brokering = Brokering(self._apps, bus)
         limits = AppLimits(self._apps, self._capacity, partitions)
         self._ownership = Ownership(me, partitions, snapshots, bus, library, clock, limits, lease)
         self._reports = LoadReports(bus, self._ownership)
@@ -76,6 +78,7 @@ class Dispatcher:
     async def open(self) -> None:
         await self._apps.open()
         await self._capacity.open()
+        await self._brokering.open()
         await self._roster.open()
         await self._gateway.open()
         self._began = await self._bus.listen(EVERY_BEGAN, self._hear_began)
@@ -92,6 +95,7 @@ class Dispatcher:
         if self._began is not None:
             await self._began.close()
         await self._roster.close()
+        await self._brokering.close()
         await self._capacity.close()
         await self._apps.close()
 

@@ -85,9 +85,10 @@ class Gateway:
         self._watchdog = asyncio.create_task(self._watch())
         self._stop_hearing = self._bus.on_tasks_lost(self._tasks_lost)
 
-    def _tasks_lost(self) -> None:
-        for feed in self._feeds.values():
-            feed.forget_queue()
+    def _tasks_lost(self, app: str) -> None:
+        for function, feed in self._feeds.items():
+            if not app or function.startswith(f"{app}/"):
+                feed.forget_queue()
 
     async def close(self, grace: float) -> None:
         """Grants nothing more, waits up to `grace` seconds for what runs, gives back the rest."""

@@ -165,7 +165,7 @@ class Processor:
         self._frames_since = 0
         self._bytes_since = 0
         self._floor = 0
-        self._redispatch = False
+        self._redispatch: set[str] = set()  # apps whose tasks may be lost; empty name: all
         self._dispatched_to = ""  # the task queue that has everything that was let out
         self._stop_hearing: Callable[[], None] = lambda: None
         self._running: dict[bytes, dict[tuple[int, int, int], tuple[str, int]]] = {}
@@ -205,8 +205,8 @@ class Processor:
         fold(self._state, self._tail + 1, opening, self._graphs)
         self._tail += 1
         self._number = 1
-        clean = handover and handover == self._dispatched_to
-        await self._let_out_owed(again=not clean)
+        lost = await self._bus.tasks_lost_since(handover) if handover else {""}
+        await self._let_out_owed(lost)
 
     async def _read_state(self) -> None:
         """The newest checkpoint and what the log has behind it. Errors: `Unavailable` when the
@@ -243,18 +243,24 @@ class Processor:
         self._tail = self._state.sequence = last
         return True
 
-    async def _let_out_owed(self, again: bool) -> None:
-        """Timers always; dispatches unless the clean owner before has left them on the bus."""
+    async def _let_out_owed(self, lost: set[str]) -> None:
+        """Timers always; dispatches of apps whose tasks are lost, or of all: those of others are on
+        the bus, where a clean owner before has left them."""
         turn = Turn(self._clock.now())
         for trace_id, trace in list(self._state.traces.items()):
             self._census.started(trace_id, trace.app)
             for effect in owed(self._graphs, trace):
-                if again or not isinstance(effect, Dispatch):
-                    turn.effects.append((trace_id, trace, effect))
                 if isinstance(effect, Dispatch):
                     self._census.dispatched(trace_id, (effect.scope, effect.node))
+                    if not lost or not self._is_lost(trace, effect, lost):
+                        continue
+                turn.effects.append((trace_id, trace, effect))
             self._record(turn, trace, machine.resume(self._graphs, trace, turn.at))
         await self._queue(turn)
+
+    def _is_lost(self, trace: TraceState, task: Dispatch, lost: set[str]) -> bool:
+        function = drawn(self._graphs, trace, task.scope, task.node).function
+        return "" in lost or function.partition("/")[0] in lost
 
     async def run(self) -> None:
         """Works until `stop` or until the partition is lost.
@@ -474,8 +480,8 @@ class Processor:
         for playbook_id, snapshot_id in snapshots_of(trace):
             await self._graphs.load(playbook_id, snapshot_id)
 
-    def _tasks_lost(self) -> None:
-        self._redispatch = True
+    def _tasks_lost(self, app: str) -> None:
+        self._redispatch.add(app)
         self._wake.set()
 
     # A turn.
@@ -495,9 +501,9 @@ class Processor:
         # One more round of the loop: whatever arrives in it shares the frame.
         await asyncio.sleep(0)
         if self._redispatch:
-            self._redispatch = False
+            lost, self._redispatch = self._redispatch, set()
             self._dispatched_to = await self._bus.tasks_identity()
-            await self._let_out_owed(again=True)
+            await self._let_out_owed(lost)
             return
         turn = Turn(now)
         self._take_timers(turn)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BURST = 0.1  # seconds of quota that an account can hold, but at least two starts
+BURST = 0.5  # seconds of quota that an account can hold, but at least two starts
 
 
 @dataclass(slots=True)

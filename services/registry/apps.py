@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from engine.bus.balancing import Balance, Broker
 from engine.errors import FieldViolation, Invalid
-from engine.snapshots.apps import App, Balance, Broker
+from engine.snapshots.apps import App
 from engine.store.registry import settings_of
 from engine.wire.values import timestamp
 from magicflow.v1 import registry_service_pb2 as pb

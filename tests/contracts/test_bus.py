@@ -425,7 +425,7 @@ async def test_a_closed_intake_gets_nothing_more(bench: Bench) -> None:
 
 async def test_a_task_queue_that_lost_all_has_another_identity(bench: Bench) -> None:
     bus, calls = await bench.bus(), []
-    bus.on_tasks_lost(lambda: calls.append("lost"))
+    bus.on_tasks_lost(lambda app: calls.append(f"lost{app}"))
     before = await bus.tasks_identity()
     assert await (await bench.bus()).tasks_identity() == before
     await offer(bench, bus, b"forgotten")
@@ -437,7 +437,7 @@ async def test_a_task_queue_that_lost_all_has_another_identity(bench: Bench) -> 
 
 async def test_an_ask_outlives_the_loss_of_the_task_queue(bench: Bench) -> None:
     bus, hand, calls = await bench.bus(), Hand(), []
-    bus.on_tasks_lost(lambda: calls.append("lost"))
+    bus.on_tasks_lost(lambda app: calls.append(f"lost{app}"))
     intake = await bus.take_tasks("shop", bench.function, hand)
     await intake.ask(2)
     await bench.lose_tasks()

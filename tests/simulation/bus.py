@@ -259,7 +259,7 @@ class Connection:
         self._faults = server.faults
         self._random = server.random
         self._arrivals: dict[Any, float] = {}
-        self._lost_calls: dict[Callable[[], None], None] = {}
+        self._lost_calls: dict[Callable[[str], None], None] = {}
         self._cut_at = float("inf")
         self._down_until = 0.0
         self.name = process.name
@@ -471,7 +471,10 @@ class Connection:
     async def tasks_identity(self) -> str:
         return str(await self._request(lambda: self._server.lives))
 
-    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
+    async def tasks_lost_since(self, identity: str) -> set[str]:
+        return set() if identity == await self.tasks_identity() else {""}
+
+    def on_tasks_lost(self, call: Callable[[str], None]) -> Callable[[], None]:
         self._lost_calls[call] = None
         return lambda: self._lost_calls.pop(call, None)
 
@@ -480,7 +483,7 @@ class Connection:
 
     def _call_lost(self) -> None:
         for call in list(self._lost_calls):
-            call()
+            call("")
 
     async def close(self) -> None:
         return None

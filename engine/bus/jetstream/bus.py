@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import nats
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import (
-    AckPolicy,
-    ConsumerConfig,
-    DeliverPolicy,
-    DiscardPolicy,
-    RetentionPolicy,
-    StorageType,
-    StreamConfig,
-)
-from nats.js.errors import APIError, NotFoundError
+from nats.js.api import DiscardPolicy, RetentionPolicy
+from nats.js.errors import NotFoundError
 
 from engine.bus import subjects
+from engine.bus.balancing import Balance, Broker
+from engine.bus.jetstream.brokers import BrokerSet, TaskIntake
 from engine.bus.jetstream.dead import JetStreamDeadLetters
+from engine.bus.jetstream.dialling import dial
 from engine.bus.jetstream.logs import JetStreamLog
 from engine.bus.jetstream.publishing import Publisher, unavailable
-from engine.bus.jetstream.queues import JetStreamIntake
+from engine.bus.jetstream.queues import JetStreamIntake, consumer
+from engine.bus.jetstream.streams import make_stream
+from engine.bus.jetstream.tasks import TaskQueue
 from engine.bus.port import FRAME_LIMIT, PRIORITIES, Handle, Hear
 from engine.errors import Unavailable
 
 CONNECT_PATIENCE = 10.0  # seconds
-_ACK_WAIT = 30.0  # seconds
-_TASK_BYTES = 1 << 30
+MEND_PAUSES = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last repeats
 _TRIGGER_BYTES = 4 << 30
 
 _log = structlog.get_logger(__name__)
@@ -43,18 +39,19 @@ _log = structlog.get_logger(__name__)
 class JetStreamBus:
     """`replicas` is 1 on one server and 3 in a cluster; `partitions` is fixed at creation."""
 
-    def __init__(self, client: Client, partitions: int, replicas: int) -> None:
+    def __init__(self, client: Client, partitions: int, replicas: int, name: str) -> None:
         self._client = client
         self._js = client.jetstream(timeout=5.0)
         self._partitions = partitions
         self._replicas = replicas
+        self._name = name
         self._publisher = Publisher(client)
         self.dead = JetStreamDeadLetters(client, self._js, self._publisher)
-        self._intakes: set[JetStreamIntake] = set()
-        self._tasks_lost: dict[Callable[[], None], None] = {}
-        self._tasks_created: datetime | None = None
+        self._tasks = TaskQueue(client, self._js, self._publisher, replicas)
+        self._brokers: dict[str, BrokerSet] = {}
+        self._triggers: set[JetStreamIntake] = set()
+        self._tasks_lost: dict[Callable[[str], None], None] = {}
         self._mending: asyncio.Task[None] | None = None
-        self._trouble: list[tuple[str, str, str]] = []
         self.closing = False
 
     async def open(self) -> None:
@@ -67,87 +64,47 @@ class JetStreamBus:
             )
         await self._publisher.open()
         for partition in range(self._partitions):
-            await self._stream(subjects.log_stream(partition), [subjects.log_subject(partition)])
-            await self._stream(
-                subjects.checkpoint_stream(partition), [subjects.checkpoint_subject(partition)]
+            await self._make(subjects.log_stream(partition), subjects.log_subject(partition))
+            await self._make(
+                subjects.checkpoint_stream(partition), subjects.checkpoint_subject(partition)
             )
-        await self._stream(
+        await self._make(
             subjects.TRIGGER_STREAM,
-            ["flow.trigger.>"],
+            "flow.trigger.>",
             retention=RetentionPolicy.WORK_QUEUE,
             max_bytes=_TRIGGER_BYTES,
             discard=DiscardPolicy.NEW,
         )
-        await self._stream(subjects.DEAD_STREAM, ["flow.dead.>"], max_msgs=100_000)
-        await self._task_stream()
+        await self._make(subjects.DEAD_STREAM, "flow.dead.>", max_msgs=100_000)
+        await self._tasks.open()
 
-    async def _task_stream(self) -> None:
-        # In memory: the partition logs can rebuild every task that has no result.
-        await self._stream(
-            subjects.TASK_STREAM,
-            ["flow.task.>"],
-            retention=RetentionPolicy.WORK_QUEUE,
-            storage=StorageType.MEMORY,
-            max_bytes=_TASK_BYTES,
-            discard=DiscardPolicy.NEW,
-        )
-        self._tasks_created = (await self._js.stream_info(subjects.TASK_STREAM)).created
-
-    async def _stream(
-        self,
-        name: str,
-        names: list[str],
-        *,
-        retention: RetentionPolicy = RetentionPolicy.LIMITS,
-        storage: StorageType = StorageType.FILE,
-        max_bytes: int = -1,
-        max_msgs: int = -1,
-        discard: DiscardPolicy = DiscardPolicy.OLD,
-    ) -> None:
-        config = StreamConfig(
-            name=name,
-            subjects=names,
-            retention=retention,
-            storage=storage,
-            max_bytes=max_bytes,
-            max_msgs=max_msgs,
-            discard=discard,
-            num_replicas=self._replicas,
-            duplicate_window=0.1,
-            allow_direct=True,
-        )
-        try:
-            await self._js.stream_info(name)
-        except NotFoundError:
-            try:
-                await self._js.add_stream(config)
-            except APIError as error:
-                if error.err_code != 10058:  # another instance was first
-                    raise unavailable(error) from error
-        except Exception as error:
-            raise unavailable(error) from error
+    async def _make(self, stream: str, subject: str, **options: Any) -> None:
+        await make_stream(self._js, stream, [subject], self._replicas, **options)
 
     def reconnected(self) -> None:
         """Called by the connection: asks anew for what was asked for, and looks whether the
         task queue survived."""
+        if self._mending is not None:
+            self._mending.cancel()
         self._mending = asyncio.create_task(self._mend())
 
     async def _mend(self) -> None:
-        for pause in (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0):
-            await asyncio.sleep(pause)
+        attempt = 0
+        while True:
+            await asyncio.sleep(MEND_PAUSES[min(attempt, len(MEND_PAUSES) - 1)])
+            attempt += 1
             try:
-                before = self._tasks_created
-                await self._task_stream()
-                lost = self._tasks_created != before
-                for intake in list(self._intakes):
+                lost = await self._tasks.mend()
+                if lost:
+                    self._say_lost("")
+                for intake in list(self._triggers):
                     await intake.ensure()
                     await intake.again()
-                if lost:
-                    for call in list(self._tasks_lost):
-                        call()
                 return
             except Unavailable as error:
                 _log.warning("bus not ready after a reconnect", error=str(error))
+
+    # Logs and triggers.
 
     def partition_log(self, partition: int) -> JetStreamLog:
         return JetStreamLog(
@@ -170,11 +127,6 @@ class JetStreamBus:
     ) -> asyncio.Future[int]:
         return await self._publisher.publish(subjects.trigger_subject(partition, priority), frame)
 
-    async def offer_tasks(
-        self, app: str, function: str, priority: int, frame: bytes
-    ) -> asyncio.Future[int]:
-        return await self._publisher.publish(subjects.task_subject(app, function, priority), frame)
-
     async def take_triggers(self, partition: int, handle: Handle) -> JetStreamIntake:
         name = f"partition-{partition}"
         # A new consumer: what the owner before took and did not acknowledge comes at once, not
@@ -186,33 +138,73 @@ class JetStreamBus:
                 raise
             except Exception as error:
                 raise unavailable(error) from error
-        return await self._take(
-            subjects.TRIGGER_STREAM, name, [f"flow.trigger.{partition}.*"], handle
-        )
+        config = consumer(name, [f"flow.trigger.{partition}.*"])
+        intake = JetStreamIntake(self._client, self._js, subjects.TRIGGER_STREAM, config)
+        await intake.open(handle)
+        self._triggers.add(intake)
+        return intake
+
+    # Tasks, on the common queue or on the app's own brokers.
+
+    async def use_brokers(
+        self, app: str, brokers: tuple[Broker, ...], policy: Balance = "round_robin"
+    ) -> None:
+        """From now on the app's tasks travel over these; none: over the common queue."""
+        await self._set(app).change(brokers, policy)
+
+    def _set(self, app: str) -> BrokerSet:
+        found = self._brokers.get(app)
+        if found is None:
+            found = self._brokers[app] = BrokerSet(app, self._name, self._say_lost)
+        return found
+
+    async def offer_tasks(
+        self, app: str, function: str, priority: int, frame: bytes
+    ) -> asyncio.Future[int]:
+        brokers = self._brokers.get(app)
+        if brokers is not None and brokers.links:
+            return await brokers.offer(function, priority, frame)
+        return await self._tasks.offer(app, function, priority, frame)
 
     async def take_tasks(
         self, app: str, function: str, handle: Handle, priorities: range = PRIORITIES
-    ) -> JetStreamIntake:
-        wanted = [subjects.task_subject(app, function, priority) for priority in priorities]
-        name = f"{app}={function}={priorities.start}"
-        return await self._take(subjects.TASK_STREAM, name, wanted, handle)
-
-    async def _take(
-        self, stream: str, name: str, wanted: list[str], handle: Handle
-    ) -> JetStreamIntake:
-        config = ConsumerConfig(
-            durable_name=name,
-            filter_subjects=wanted,
-            ack_policy=AckPolicy.EXPLICIT,
-            deliver_policy=DeliverPolicy.ALL,
-            ack_wait=_ACK_WAIT,
-            max_ack_pending=100_000,
-            max_deliver=-1,
-        )
-        intake = JetStreamIntake(self._client, self._js, stream, config)
-        await intake.open(handle)
-        self._intakes.add(intake)
+    ) -> TaskIntake:
+        intake = TaskIntake(self._set(app), function, handle, priorities)
+        await intake.open(self._tasks)
         return intake
+
+    async def task_backlog(self) -> dict[str, int]:
+        waiting = Counter(await self._tasks.backlog())
+        for brokers in self._brokers.values():
+            waiting.update(await brokers.backlog())
+        return dict(waiting)
+
+    async def tasks_identity(self) -> str:
+        return json.dumps(await self._lives(), sort_keys=True)
+
+    async def tasks_lost_since(self, identity: str) -> set[str]:
+        now = await self._lives()
+        before: Mapping[str, str] = json.loads(identity)
+        gone = {name for name, life in before.items() if not life or now.get(name) != life}
+        return {name.partition("/")[0] for name in gone}
+
+    async def _lives(self) -> dict[str, str]:
+        """The present life of every queue: of the common one under an empty name, of brokers
+        under `app/broker`."""
+        lives = {"": await self._tasks.life()}
+        for app, brokers in self._brokers.items():
+            lives |= {f"{app}/{name}": life for name, life in (await brokers.lives()).items()}
+        return lives
+
+    def on_tasks_lost(self, call: Callable[[str], None]) -> Callable[[], None]:
+        self._tasks_lost[call] = None
+        return lambda: self._tasks_lost.pop(call, None)
+
+    def _say_lost(self, app: str) -> None:
+        for call in list(self._tasks_lost):
+            call(app)
+
+    # Notes.
 
     async def tell(self, subject: str, data: bytes) -> None:
         with contextlib.suppress(nats.errors.Error):
@@ -229,36 +221,22 @@ class JetStreamBus:
             raise unavailable(error) from error
         return _Listening(subscription)
 
-    async def task_backlog(self) -> dict[str, int]:
-        try:
-            info = await self._js.stream_info(subjects.TASK_STREAM, subjects_filter="flow.task.>")
-        except Exception as error:
-            raise unavailable(error) from error
-        waiting: Counter[str] = Counter()
-        for subject, count in (info.state.subjects or {}).items():
-            waiting[subjects.function_of(subject)] += count
-        return dict(waiting)
-
     def trouble(self) -> list[tuple[str, str, str]]:
-        return list(self._trouble)
-
-    async def tasks_identity(self) -> str:
-        try:
-            info = await self._js.stream_info(subjects.TASK_STREAM)
-        except Exception as error:
-            raise unavailable(error) from error
-        return str(info.created)
-
-    def on_tasks_lost(self, call: Callable[[], None]) -> Callable[[], None]:
-        self._tasks_lost[call] = None
-        return lambda: self._tasks_lost.pop(call, None)
+        return [
+            ("BROKER_DOWN", f"{app}/{name}", "the broker does not answer; its app uses the others")
+            for app, brokers in self._brokers.items()
+            for name in brokers.down()
+        ]
 
     async def close(self) -> None:
         self.closing = True
         if self._mending is not None:
             self._mending.cancel()
-        for intake in list(self._intakes):
+        for brokers in self._brokers.values():
+            await brokers.close()
+        for intake in list(self._triggers):
             await intake.close()
+        await self._tasks.close()
         self._publisher.close()
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._client.close(), 5.0)
@@ -279,43 +257,16 @@ async def connect(
     """A bus on these servers. Errors: `Unavailable` with a sentence that says what to do."""
     bus: JetStreamBus | None = None
 
-    async def reconnected() -> None:
-        _log.info("bus reconnected")
+    def up() -> None:
         if bus is not None:
             bus.reconnected()
 
-    async def disconnected() -> None:
+    def down() -> None:
         if bus is not None and not bus.closing:
             _log.warning("bus disconnected")
 
-    async def failed(error: Exception) -> None:
-        _log.warning("bus error", error=repr(error))
-
-    try:
-        client = await asyncio.wait_for(
-            nats.connect(
-                servers,
-                name=name,
-                connect_timeout=5,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,
-                ping_interval=10,
-                max_outstanding_pings=2,
-                pending_size=64 * 1024 * 1024,
-                reconnected_cb=reconnected,
-                disconnected_cb=disconnected,
-                error_cb=failed,
-            ),
-            CONNECT_PATIENCE,
-        )
-    except Exception as error:
-        raise Unavailable(
-            f"no nats-server answers at {', '.join(servers)}: {error!r}",
-            reason="BUS_UNAVAILABLE",
-            mend="start nats-server with JetStream, or let `magicflow dev` start its own",
-        ) from error
-    bus = JetStreamBus(client, partitions, replicas)
+    client = await dial(servers, name, up, down, patience=CONNECT_PATIENCE)
+    bus = JetStreamBus(client, partitions, replicas, name)
     try:
         await bus.open()
     except BaseException:

@@ -40,6 +40,13 @@ class Publisher:
         await self._client.subscribe(f"{self._prefix}.*", cb=self._acknowledged)
         self._sweeper = asyncio.create_task(self._sweep())
 
+    def give_up(self, why: str) -> None:
+        """Nothing that is under way will be acknowledged."""
+        pending, self._pending = self._pending, {}
+        for _, future in pending.values():
+            if not future.done():
+                future.set_exception(Unavailable(why, reason="BUS_UNAVAILABLE"))
+
     def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()

@@ -11,12 +11,26 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from engine.bus.jetstream.publishing import unavailable
 from engine.bus.port import Handle
 
 _PULL_EXPIRES = 30.0  # seconds
+_ACK_WAIT = 30.0  # seconds
+
+
+def consumer(name: str, subjects: list[str]) -> ConsumerConfig:
+    """Takes what is on these subjects, in order, and acknowledges each frame by itself."""
+    return ConsumerConfig(
+        durable_name=name,
+        filter_subjects=subjects,
+        ack_policy=AckPolicy.EXPLICIT,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_wait=_ACK_WAIT,
+        max_ack_pending=100_000,
+        max_deliver=-1,
+    )
 
 
 class JetStreamDelivery:

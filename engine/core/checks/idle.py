@@ -61,7 +61,7 @@ def _changed(node: Node) -> set[str]:
     options = {
         name for name in (*OF_WORK, *OF_WORKERS) if getattr(node, name) != getattr(plain, name)
     }
-    return options | {"priority"} if node.explicit_priority else options
+    return options | {"priority"} if node.explicit_priority is True else options
 
 
 # Failures that the engine alone makes out. Those inside of calls are those of the calls, too.

@@ -36,7 +36,7 @@ class _BalancingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Balancing.V
     BALANCING_WEIGHT: _Balancing.ValueType  # 2
     """In proportion to the brokers' weights."""
     BALANCING_CONSISTENT_HASH: _Balancing.ValueType  # 3
-    """All frames of a partition to one broker; few move when a broker comes or goes."""
+    """All frames of a function to one broker; few move when a broker comes or goes."""
 
 class Balancing(_Balancing, metaclass=_BalancingEnumTypeWrapper):
     """How tasks are spread over an app's brokers."""
@@ -48,7 +48,7 @@ BALANCING_ROUND_ROBIN: Balancing.ValueType  # 1
 BALANCING_WEIGHT: Balancing.ValueType  # 2
 """In proportion to the brokers' weights."""
 BALANCING_CONSISTENT_HASH: Balancing.ValueType  # 3
-"""All frames of a partition to one broker; few move when a broker comes or goes."""
+"""All frames of a function to one broker; few move when a broker comes or goes."""
 Global___Balancing: _TypeAlias = Balancing  # noqa: Y015
 
 class _Scope:

@@ -1,0 +1,102 @@
+"""The queue of tasks on one NATS server or cluster.
+
+In memory: the partition logs can rebuild every task that has no result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+
+from engine.bus import subjects
+from engine.bus.jetstream.publishing import Publisher, unavailable
+from engine.bus.jetstream.queues import JetStreamIntake, consumer
+from engine.bus.jetstream.streams import make_stream
+from engine.bus.port import Handle
+
+_BYTES = 1 << 30
+
+
+class TaskQueue:
+    """Errors everywhere: `Unavailable`."""
+
+    def __init__(
+        self, client: Client, js: JetStreamContext, publisher: Publisher, replicas: int
+    ) -> None:
+        self._client = client
+        self._js = js
+        self._publisher = publisher
+        self._replicas = replicas
+        self._intakes: set[JetStreamIntake] = set()
+        self._life = ""
+
+    async def open(self) -> None:
+        """Makes the queue, if it is not there."""
+        await make_stream(
+            self._js,
+            subjects.TASK_STREAM,
+            ["flow.task.>"],
+            self._replicas,
+            retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.MEMORY,
+            max_bytes=_BYTES,
+            discard=DiscardPolicy.NEW,
+        )
+        self._life = await self.life()
+
+    async def life(self) -> str:
+        """Names the queue in its present life: another text means that it lost all."""
+        try:
+            info = await self._js.stream_info(subjects.TASK_STREAM)
+        except Exception as error:
+            raise unavailable(error) from error
+        return str(info.created)
+
+    async def mend(self) -> bool:
+        """After the connection was away: asks anew for what was asked for. True when the queue
+        has lost what it held."""
+        before = self._life
+        await self.open()
+        for intake in list(self._intakes):
+            await intake.ensure()
+            await intake.again()
+        return self._life != before
+
+    async def offer(
+        self, app: str, function: str, priority: int, frame: bytes
+    ) -> asyncio.Future[int]:
+        """As `Bus.offer_tasks`."""
+        return await self._publisher.publish(subjects.task_subject(app, function, priority), frame)
+
+    async def take(
+        self, app: str, function: str, handle: Handle, priorities: range
+    ) -> JetStreamIntake:
+        wanted = [subjects.task_subject(app, function, priority) for priority in priorities]
+        config = consumer(f"{app}={function}={priorities.start}", wanted)
+        intake = JetStreamIntake(self._client, self._js, subjects.TASK_STREAM, config)
+        await intake.open(handle)
+        self._intakes.add(intake)
+        return intake
+
+    def forget(self, intake: JetStreamIntake) -> None:
+        """It was closed."""
+        self._intakes.discard(intake)
+
+    async def backlog(self) -> dict[str, int]:
+        """Frames that are not done, by function."""
+        try:
+            info = await self._js.stream_info(subjects.TASK_STREAM, subjects_filter="flow.task.>")
+        except Exception as error:
+            raise unavailable(error) from error
+        waiting: Counter[str] = Counter()
+        for subject, count in (info.state.subjects or {}).items():
+            waiting[subjects.function_of(subject)] += count
+        return dict(waiting)
+
+    async def close(self) -> None:
+        for intake in list(self._intakes):
+            await intake.close()
