@@ -195,7 +195,7 @@ async def main(rounds: int, traces: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder)
             child: Child
-            child, nats = await nats_child(data)
+            child, nats, _ = await nats_child(data)
             await child.start()
             try:
                 pipe.append(await reference_round(nats, traces))
@@ -203,7 +203,7 @@ async def main(rounds: int, traces: int) -> None:
                 await child.stop()
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder)
-            child, nats = await nats_child(data)
+            child, nats, _ = await nats_child(data)
             await child.start()
             try:
                 ours.append(await magicflow_round(nats, data, traces))

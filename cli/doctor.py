@@ -57,9 +57,10 @@ async def _python() -> list[Finding]:
 
 
 async def _programs() -> list[Finding]:
+    from engine.bus.jetstream.durability import FLOOR
     from engine.errors import Unavailable
     from engine.snapshots.etcd.version import check_version
-    from services.embedded import NATS_FLOOR, find_program, program_version
+    from services.embedded import find_program, program_version
 
     findings = []
     nats = find_program("nats-server", "MAGICFLOW_NATS_SERVER")
@@ -68,8 +69,8 @@ async def _programs() -> list[Finding]:
         findings.append(Finding("nats-server", False, "not found", mend))
     else:
         found = await program_version(nats)
-        good = found[:2] >= NATS_FLOOR
-        mend = "" if good else f"needs {NATS_FLOOR[0]}.{NATS_FLOOR[1]} or newer"
+        good = found[:2] >= FLOOR
+        mend = "" if good else f"needs {FLOOR[0]}.{FLOOR[1]} or newer"
         findings.append(Finding("nats-server", good, ".".join(map(str, found)), mend))
     etcd = find_program("etcd", "MAGICFLOW_ETCD_SERVER")
     if etcd is None:

@@ -113,7 +113,7 @@ async def start_dev(stack: contextlib.AsyncExitStack, listen: str, data: Path) -
 
     _refuse_taken(listen)
     data.mkdir(parents=True, exist_ok=True)
-    nats, nats_address = await nats_child(data)
+    nats, nats_address, monitor = await nats_child(data)
     stack.push_async_callback(nats.stop)
     await nats.start()
     etcd_endpoints: list[str] = []
@@ -124,7 +124,12 @@ async def start_dev(stack: contextlib.AsyncExitStack, listen: str, data: Path) -
         await etcd.start()
         etcd_endpoints = [endpoint]
     settings = settings_of(
-        listen=listen, data=data, nats=[nats_address], etcd=etcd_endpoints, auth="local"
+        listen=listen,
+        data=data,
+        nats=[nats_address],
+        nats_monitor=[monitor],
+        etcd=etcd_endpoints,
+        auth="local",
     )
     host = Host(settings, SERVICES)
     await host.start()

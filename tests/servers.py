@@ -249,7 +249,9 @@ class NatsServer(Server):
         super().__init__(directory)
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
-        (directory / "nats.conf").write_text(nats_config(directory, self.port))
+        monitor = free_port()
+        self.monitor = f"http://127.0.0.1:{monitor}"
+        (directory / "nats.conf").write_text(nats_config(directory, self.port, monitor))
 
     def command(self) -> Sequence[str]:
         program = find_program("nats-server", "MAGICFLOW_NATS_SERVER")

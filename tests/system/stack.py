@@ -81,6 +81,7 @@ class Stack:
         name = instance or service
         settings = {
             "MAGICFLOW_NATS": self.nats.url,
+            "MAGICFLOW_NATS_MONITOR": self.nats.monitor,
             "MAGICFLOW_ETCD": self.etcd.endpoint,
             "MAGICFLOW_DATABASE": self.postgres.url,
             "MAGICFLOW_DATA": str(self._directory / "data"),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nats
@@ -21,6 +21,7 @@ from engine.bus.balancing import Balance, Broker
 from engine.bus.jetstream.brokers import BrokerSet, TaskIntake
 from engine.bus.jetstream.dead import JetStreamDeadLetters
 from engine.bus.jetstream.dialling import dial
+from engine.bus.jetstream.durability import check_durable, check_version
 from engine.bus.jetstream.logs import JetStreamLog
 from engine.bus.jetstream.publishing import Publisher, unavailable
 from engine.bus.jetstream.queues import JetStreamIntake, consumer
@@ -32,6 +33,7 @@ from engine.errors import Unavailable
 CONNECT_PATIENCE = 10.0  # seconds
 MEND_PAUSES = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last repeats
 _TRIGGER_BYTES = 4 << 30
+_UNVERIFIED = "nobody knows whether nats-server flushes first: see MAGICFLOW_NATS_MONITOR"
 
 _log = structlog.get_logger(__name__)
 
@@ -39,12 +41,21 @@ _log = structlog.get_logger(__name__)
 class JetStreamBus:
     """`replicas` is 1 on one server and 3 in a cluster; `partitions` is fixed at creation."""
 
-    def __init__(self, client: Client, partitions: int, replicas: int, name: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        partitions: int,
+        replicas: int,
+        name: str,
+        monitors: Sequence[str] = (),
+    ) -> None:
         self._client = client
         self._js = client.jetstream(timeout=5.0)
         self._partitions = partitions
         self._replicas = replicas
         self._name = name
+        self._monitors = list(monitors)
+        self._unverified: list[str] = []  # monitoring endpoints that did not answer
         self._publisher = Publisher(client)
         self.dead = JetStreamDeadLetters(client, self._js, self._publisher)
         self._tasks = TaskQueue(client, self._js, self._publisher, replicas)
@@ -56,6 +67,10 @@ class JetStreamBus:
 
     async def open(self) -> None:
         """Checks the server and makes the streams that are missing."""
+        check_version(str(self._client.connected_server_version))
+        self._unverified = await check_durable(self._monitors) if self._monitors else [""]
+        if not self._monitors:
+            _log.warning("how the bus flushes is not known", mend="set MAGICFLOW_NATS_MONITOR")
         if self._client.max_payload < FRAME_LIMIT:
             raise Unavailable(
                 f"nats-server allows messages of {self._client.max_payload} bytes; "
@@ -222,7 +237,8 @@ class JetStreamBus:
         return _Listening(subscription)
 
     def trouble(self) -> list[tuple[str, str, str]]:
-        return [
+        unknown = [("BUS_UNVERIFIED", monitor, _UNVERIFIED) for monitor in self._unverified]
+        return unknown + [
             ("BROKER_DOWN", f"{app}/{name}", "the broker does not answer; its app uses the others")
             for app, brokers in self._brokers.items()
             for name in brokers.down()
@@ -252,9 +268,15 @@ class _Listening:
 
 
 async def connect(
-    servers: list[str], *, partitions: int, replicas: int = 1, name: str = "magicflow"
+    servers: list[str],
+    *,
+    partitions: int,
+    replicas: int = 1,
+    name: str = "magicflow",
+    monitors: Sequence[str] = (),
 ) -> JetStreamBus:
-    """A bus on these servers. Errors: `Unavailable` with a sentence that says what to do."""
+    """A bus on these servers. `monitors` are their monitoring endpoints, which say whether they
+    keep what they acknowledge. Errors: `Unavailable` with a sentence that says what to do."""
     bus: JetStreamBus | None = None
 
     def up() -> None:
@@ -266,7 +288,7 @@ async def connect(
             _log.warning("bus disconnected")
 
     client = await dial(servers, name, up, down, patience=CONNECT_PATIENCE)
-    bus = JetStreamBus(client, partitions, replicas, name)
+    bus = JetStreamBus(client, partitions, replicas, name, monitors)
     try:
         await bus.open()
     except BaseException:

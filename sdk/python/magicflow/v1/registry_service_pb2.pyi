@@ -1471,7 +1471,7 @@ class Alarm(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """What kind: `PARTITION_UNOWNED`, `SERVICE_MISSING`, `NO_WORKER`, `PROJECTION_LAG`,
-    `START_BACKLOG`, `BROKER_DOWN`, `DEAD_LETTERS`, `BUS_NOT_DURABLE`.
+    `START_BACKLOG`, `BROKER_DOWN`, `DEAD_LETTERS`, `BUS_UNVERIFIED`.
     """
     subject: _builtins.str
     """What it is about: a partition's number, `app/function`, a service, a broker."""
