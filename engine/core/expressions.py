@@ -19,6 +19,7 @@ from typing import Any
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_math, ext_strings
 
+from engine.core.blame import blame
 from engine.core.older import replacement
 from engine.core.payload import json_text
 from engine.core.references import (
@@ -39,6 +40,20 @@ _WORDS = {"and": "&&", "or": "||", "not": "!", "len": "size"}
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HAS = re.compile(r"has\s*\(\s*(?=\$|@)")
 _LOCATION = re.compile(r"<input>:1:(\d+): ")
+_OVERLOAD = re.compile(
+    r"No matching overloads found : (\((?P<target>\w+)\)\.)?"
+    r"(?P<function>[^(\s]+)(\((?P<types>[\w, ]*)\))?"
+)
+_CALLED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\s*$")
+_KINDS = {
+    "string": "a string",
+    "int64": "an integer",
+    "double": "a double",
+    "bool": "a boolean",
+    "null_type": "null",
+    "list": "a list",
+    "map": "an object",
+}
 _UNBOUND = re.compile(r'No value with name "([rh]\d+)"')
 
 
@@ -120,10 +135,10 @@ class Expression:
         try:
             result = self._program.eval(data=data)
             if result.type() == cel.Type.ERROR:
-                raise ExpressionFailed(self._complaint(str(result.value()), seen))
+                raise ExpressionFailed(self._complaint(str(result.value()), seen, data))
             return _plain(result.plain_value(), self)
         except (RuntimeError, TypeError, OverflowError, RecursionError) as error:
-            raise ExpressionFailed(self._complaint(str(error), seen)) from error
+            raise ExpressionFailed(self._complaint(str(error), seen, data)) from error
 
     def holds(self, scope: Scope) -> bool:
         """The value of a condition.
@@ -137,7 +152,7 @@ class Expression:
             f"`{self.text}` is a condition and must be true or false; it is {_shorten(value)}"
         )
 
-    def _complaint(self, complaint: str, seen: dict[str, Any]) -> str:
+    def _complaint(self, complaint: str, seen: dict[str, Any], data: dict[str, Any]) -> str:
         unbound = _UNBOUND.search(complaint)
         if unbound:
             name = unbound.group(1)
@@ -145,12 +160,45 @@ class Expression:
             what = f"{variable.reference.text} (at {variable.position + 1}) does not exist"
             hint = f"; guard it with has({variable.reference.text})"
         else:
-            what = re.sub(r"^[A-Z_]+: ", "", complaint).split(" [")[0]
+            what = self._fault(complaint, data)
             hint = ""
             if "No matching overloads" in complaint and "double" in complaint:
                 hint = "; write double(…) or int(…) around one side"
         values = ", ".join(f"{text} = {_shorten(value)}" for text, value in seen.items())
         return f"`{self.text}`: {what}{hint}" + (f" [saw {values}]" if values else "")
+
+    def _fault(self, complaint: str, data: dict[str, Any]) -> str:
+        """What went wrong, and where if that can be said."""
+        named = _OVERLOAD.search(complaint)
+        function = named.group("function") if named else ""
+        place = self._place(complaint, function, data)
+        if named is None:
+            where = "" if place is None else f" (at {place + 1})"
+            return re.sub(r"^[A-Z_]+: ", "", complaint).split(" [")[0] + where
+        types = f"{named.group('target') or ''} {named.group('types') or ''}"
+        kinds = " and ".join(_KINDS.get(kind, kind) for kind in re.findall(r"\w+", types))
+        does_not = f"does not take {kinds or 'these values'}"
+        if place is None:
+            return f"{_sign(function)} {does_not}"
+        written = _WORD.match(self.text, place)
+        return f"{written.group() if written else _sign(function)} at {place + 1} {does_not}"
+
+    def _place(self, complaint: str, function: str, data: dict[str, Any]) -> int | None:
+        def fails(part: bytes) -> bool:
+            try:
+                result = _env.deserialize(part).eval(data=data)
+                said = str(result.value()) if result.type() == cel.Type.ERROR else ""
+            except (RuntimeError, TypeError, OverflowError, RecursionError) as error:
+                said = str(error)
+            return said == complaint
+
+        translation = _Translation(self.text)
+        found = blame(self._program.serialize(), function, fails)
+        if found is None:
+            return None
+        called = _CALLED.search(translation.text[:found])  # CEL points at the bracket
+        is_bracket = translation.text[found : found + 1] == "("
+        return translation.original(called.start() if called and is_bracket else found)
 
 
 def _plain(value: Any, expression: Expression) -> Any:
@@ -162,6 +210,13 @@ def _plain(value: Any, expression: Expression) -> Any:
     if len(text) > MAX_RESULT:
         raise ExpressionFailed(f"`{expression.text}`: the result is larger than {MAX_RESULT} bytes")
     return value
+
+
+def _sign(function: str) -> str:
+    """CEL's name of an operator or a function as it is written."""
+    if function == "<jump_condition>":
+        return "? :"
+    return function.strip("_@").replace("_?_:_", "? :").replace("@", "") or function
 
 
 def _shorten(value: Any) -> str:

@@ -81,7 +81,7 @@ def test_an_expression_has_a_value(text: str, value: Any) -> None:
         ("$$$.nowhere > 1", "$$$.nowhere (at 1) does not exist; guard it with has($$$.nowhere)"),
         ("1 < 2 && $$$.o.x == 1", "$$$.o.x (at 10) does not exist"),
         ("$.other.x == 1", "$.other.x (at 1) does not exist"),
-        ("$$$.s > 1", "No matching overloads"),
+        ("$$$.s > 1", "> at 7 does not take a string and an integer [saw $$$.s = "),
         ("$$$.f + 1", "write double(…) or int(…) around one side"),
         ("$$$.n / 0", "divide by zero"),
         ("$$$.big * 4", "overflow"),
@@ -94,6 +94,46 @@ def test_an_expression_without_value_says_why_and_what_it_saw(text: str, complai
         Expression(text).evaluate(Seen(DATA))
     assert str(failed.value).startswith(f"`{text}`: ")
     assert complaint in str(failed.value)
+
+
+ODD = {"a": 1, "s": "x", "l": [1, 2], "n": None, "m": {}, "d": 1.5, "b": True, "z": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("$$$.s + $$$.a", "+ at 7 does not take a string and an integer"),
+        ("$$$.a  *  $$$.d > 2", "* at 8 does not take an integer and a double; write double(…)"),
+        ("$$$.a + $$$.a + 1 + $$$.s", "+ at 19 does not take an integer and a string"),
+        ("$$$.b && ($$$.s - 1 > 0)", "- at 17 does not take a string and an integer"),
+        ("$$$.a == 2 || $$$.a + $$$.s > 1", "+ at 21 does not take"),
+        ("$$$.a > 1 ? 0 : $$$.a + $$$.s", "+ at 23 does not take"),
+        ('"é" + $$$.s + $$$.a', "+ at 13 does not take"),
+        ("-$$$.s", "- at 1 does not take a string"),
+        ("not $$$.s", "not at 1 does not take these values"),
+        ("$$$.s and $$$.b", "and at 7 does not take these values"),
+        ("$$$.a in $$$.a", "in at 7 does not take these values"),
+        ("$$$.a ? 1 : 2", "? : at 7 does not take these values"),
+        ("$$$.n > 1", "> at 7 does not take null and an integer"),
+        ("$$$.m + $$$.l", "+ at 7 does not take an object and a list"),
+        ("1 + size($$$.a)", "size at 5 does not take an integer"),
+        ("len($$$.a) > 1", "len at 1 does not take an integer"),
+        ('$$$.b and $$$.a.startsWith("x")', "startsWith at 17 does not take an integer and a"),
+        ("math.greatest($$$.s, 1)", "greatest at 6 does not take a string and an integer"),
+        ("$$$.l.exists(x, x + $$$.s == 1)", "+ at 19 does not take an integer and a string"),
+        ("$$$.l.exists(x, x + 1 + $$$.s == 1)", "+ does not take an integer and a string"),
+        ("[1, $$$.a + $$$.s][0]", "+ at 11 does not take"),
+        ('{"k": $$$.a + $$$.s}.k', "+ at 13 does not take"),
+        ("1 + $$$.a / $$$.z", "divide by zero (at 11)"),
+        ("1 + int($$$.s)", "cannot convert string to int (at 5)"),
+        ("9223372036854775807 + $$$.a", "integer overflow (at 21)"),
+    ],
+)
+def test_a_complaint_names_the_place_of_what_failed(text: str, complaint: str) -> None:
+    with pytest.raises(ExpressionFailed) as failed:
+        Expression(text).evaluate(Seen(ODD))
+    assert str(failed.value).startswith(f"`{text}`: {complaint}")
+    assert "[saw " in str(failed.value)
 
 
 def test_a_complaint_shows_values_and_cuts_long_ones() -> None:

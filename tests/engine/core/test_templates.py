@@ -63,7 +63,7 @@ def test_a_template_has_a_value(template: Any, value: Any) -> None:
         ("$$$.nowhere", "in: $$$.nowhere does not exist; write $$$.nowhere? to get null instead"),
         ({"a": [0, "$$$.x"]}, "in.a[1]: $$$.x does not exist"),
         ("${ $$$.x }", "in: `$$$.x`: $$$.x (at 1) does not exist"),
-        ({"a": "n: ${ $$$.s + 1 }"}, "in.a: `$$$.s + 1`: No matching overloads"),
+        ({"a": "n: ${ $$$.s + 1 }"}, "in.a: `$$$.s + 1`: + at 7 does not take"),
     ],
 )
 def test_a_template_without_value_says_where_and_why(template: Any, complaint: str) -> None:
