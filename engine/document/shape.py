@@ -17,8 +17,8 @@ from engine.document.text import Path, dotted
 SCHEMA: dict[str, Any] = json.loads(
     resources.files("engine.document").joinpath("playbook.schema.json").read_text("utf-8")
 )
-# What goes with what is in the schema for editors; here `_kinds` and `core.checks.idle` say it better.
-_TOLD_ELSEWHERE = ("oneOf", "not", "dependentSchemas")
+# What goes with what is there for editors; `_kinds` and `engine.core.checks.idle` say it better.
+_TOLD_ELSEWHERE = ("oneOf", "not", "dependentSchemas", "works", "tasks")
 KIND_WORDS = ("task", "playbook", "map", "hook", "sleep", "until", "nop", "repeat")
 
 
