@@ -47,12 +47,10 @@ from engine.core.journal import (
     Entry,
     Frame,
     PartitionState,
-    decode_frame,
     encode_frame,
     fold,
     note_start,
     raise_floor,
-    snapshots_in,
     snapshots_of,
 )
 from engine.core.keys import KeyTaken
@@ -90,6 +88,7 @@ from services.dispatcher.ended import Ended
 from services.dispatcher.limits import Limits, NoLimits
 from services.dispatcher.outbox import Outbox
 from services.dispatcher.quota import Quotas
+from services.dispatcher.recovery import recover, without_collections
 from services.dispatcher.starting import Starting, Starts
 from services.dispatcher.timers import Timers
 from services.dispatcher.turns import (
@@ -113,6 +112,7 @@ LOOK_AGAIN = 1.0  # seconds until starts that are held back are looked at again
 HOLD_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
 CHECKPOINT_FRAMES = 2_000
 CHECKPOINT_BYTES = 16 << 20
+OWED_AT_ONCE = 500  # traces that a new owner looks at before it lets out what they are owed
 HANDOVER_PATIENCE = 5.0  # seconds until the bus must have every task frame
 _log = structlog.get_logger(__name__)
 
@@ -165,6 +165,7 @@ class Processor:
         self._frames_since = 0
         self._bytes_since = 0
         self._floor = 0
+        self._torn: set[bytes] = set()  # traces whose last turn a crash may have cut in two
         self._redispatch: set[str] = set()  # apps whose tasks may be lost; empty name: all
         self._dispatched_to = ""  # the task queue that has everything that was let out
         self._stop_hearing: Callable[[], None] = lambda: None
@@ -181,7 +182,8 @@ class Processor:
         """
         self._stop_hearing = self._bus.on_tasks_lost(self._tasks_lost)
         try:
-            await self._recover()
+            with without_collections():
+                await self._recover()
         except BaseException:
             self._stop_hearing()
             raise
@@ -209,54 +211,36 @@ class Processor:
         await self._let_out_owed(lost)
 
     async def _read_state(self) -> None:
-        """The newest checkpoint and what the log has behind it. Errors: `Unavailable` when the
-        log ends before the checkpoint: acknowledged frames are missing, so nobody may go on."""
-        while True:
-            self._state = await self._checkpoints.load()
-            for trace in self._state.traces.values():
-                await self._load(trace)
-            last = await self._log.last()
-            if last < self._state.sequence:
-                raise Unavailable(
-                    f"the log of partition {self.partition} ends at {last}, its checkpoint is of "
-                    f"{self._state.sequence}: acknowledged frames are missing",
-                    mend="restore the stream from a replica or a backup",
-                )
-            if await self._read_log(last):
-                return
-
-    async def _read_log(self, last: int) -> bool:
-        """False when the log begins too late: its owner has purged it since the checkpoint that
-        was read, so there is a newer one."""
-        expected = self._state.sequence + 1
-        async for sequence, data in self._log.read(self._state.sequence, last):
-            if sequence != expected:
-                return False
-            expected += 1
-            frame = decode_frame(data)
-            for playbook_id, snapshot_id in snapshots_in(frame):
-                await self._graphs.load(playbook_id, snapshot_id)
-            touched = fold(self._state, sequence, frame, self._graphs)
-            self._note_change(touched)
-        if expected <= last:
-            return False
-        self._tail = self._state.sequence = last
-        return True
+        found = await recover(self.partition, self._log, self._checkpoints, self._graphs)
+        self._state, self._torn = found.state, found.torn
+        self._tail = found.state.sequence
+        self._changed.clear()
+        self._gone.clear()
+        self._note_change(found.touched)
 
     async def _let_out_owed(self, lost: set[str]) -> None:
         """Timers always; dispatches of apps whose tasks are lost, or of all: those of others are on
-        the bus, where a clean owner before has left them."""
-        turn = Turn(self._clock.now())
-        for trace_id, trace in list(self._state.traces.items()):
-            self._census.started(trace_id, trace.app)
-            for effect in owed(self._graphs, trace):
-                if isinstance(effect, Dispatch):
-                    self._census.dispatched(trace_id, (effect.scope, effect.node))
-                    if not lost or not self._is_lost(trace, effect, lost):
-                        continue
-                turn.effects.append((trace_id, trace, effect))
+        the bus, where a clean owner before has left them. Some hundreds of traces at a time, so
+        that the first tasks go out before the last traces have been looked at."""
+        traces = list(self._state.traces.values())
+        for start in range(0, len(traces), OWED_AT_ONCE):
+            turn = Turn(self._clock.now())
+            for trace in traces[start : start + OWED_AT_ONCE]:
+                self._owe_again(turn, trace, lost)
+            await self._queue(turn)
+        self._torn = set()
+
+    def _owe_again(self, turn: Turn, trace: TraceState, lost: set[str]) -> None:
+        trace_id = trace.trace_id
+        self._census.started(trace_id, trace.app)
+        for effect in owed(self._graphs, trace):
+            if isinstance(effect, Dispatch):
+                self._census.dispatched(trace_id, (effect.scope, effect.node))
+                if not lost or not self._is_lost(trace, effect, lost):
+                    continue
+            turn.effects.append((trace_id, trace, effect))
+        if trace_id in self._torn:
             self._record(turn, trace, machine.resume(self._graphs, trace, turn.at))
-        await self._queue(turn)
 
     def _is_lost(self, trace: TraceState, task: Dispatch, lost: set[str]) -> bool:
         function = drawn(self._graphs, trace, task.scope, task.node).function
