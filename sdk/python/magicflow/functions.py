@@ -7,7 +7,8 @@ The rules, in order:
 - otherwise the input is an object and parameters are taken from it by name: one with a default
   may be missing, one that nobody knows is refused unless the function has `**kwargs`.
 
-Annotations are checked before the call and become the JSON Schema that the worker registers.
+Annotations are checked, those of parameters before the call and that of the result after it, and
+become the JSON Schemas that the worker registers: playbooks are checked against them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import msgspec
 
 from magicflow.context import Context
 from magicflow.errors import TaskError
+from magicflow.v1.payload_pb2 import Payload
 
 AnyFunction = Callable[..., Any]
 
@@ -46,6 +48,7 @@ class BoundFunction:
     takes_rest: bool
     input_schema: bytes
     output_schema: bytes
+    output_type: Any = Any
 
     def arguments(self, value: Any, context: Context) -> dict[str, Any]:
         """Keyword arguments for an input.
@@ -89,6 +92,32 @@ class BoundFunction:
         except (msgspec.ValidationError, ValueError) as error:
             raise _invalid(self.name, str(error)) from error
 
+    def check_result(self, value: Any, written: Payload) -> None:
+        """Whether the result, as it is written, is what the return annotation promises.
+
+        Errors: `TaskError` with the code OUTPUT_INVALID, not retryable.
+        """
+        if not self.output_schema:
+            return
+        model = getattr(self.output_type, "model_validate_json", None)
+        if model is not None and isinstance(value, self.output_type):
+            return
+        try:
+            if written.content_type not in ("", "application/json"):
+                raise ValueError(f"bytes of type {written.content_type} came")
+            if model is not None:
+                model(written.data)
+            else:
+                _decoder(self.output_type).decode(written.data or b"null")
+        except (msgspec.ValidationError, ValueError) as error:
+            message = f"the result of {self.name} does not fit its annotation: {error}"
+            raise TaskError("OUTPUT_INVALID", message, retryable=False) from error
+
+
+@functools.lru_cache(maxsize=1_024)
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
 
 def _invalid(name: str, message: str) -> TaskError:
     text = f"the input of {name} does not fit: {message}"
@@ -124,6 +153,7 @@ def bind(name: str, function: AnyFunction, description: str = "") -> BoundFuncti
         takes_rest=takes_rest,
         input_schema=_schema(name, input_type) if input_type not in (None, Any) else b"",
         output_schema=_output_schema(hints.get("return", Any)),
+        output_type=hints.get("return", Any),
     )
 
 

@@ -179,6 +179,7 @@ class Runner:
             return
         try:
             output = result_payload(value, self.max_payload)
+            self._functions[task.function].check_result(value, output)
             env = env_json(context._env_changes(), self.max_payload)
         except Exception as error:
             self._fail(task, context, began, error)

@@ -32,9 +32,9 @@ def run_function(
     attempt: int = 1,
     limit: int = 1 << 20,
 ) -> Ran:
-    """Runs a function as a worker would: input checked, output written as JSON.
+    """Runs a function as a worker would: input checked, output written as JSON and checked.
 
-    Errors: whatever the function raises; `TaskError` for an input that does not fit.
+    Errors: whatever the function raises; `TaskError` for an input or output that does not fit.
     """
     task = Task(
         id=TaskId(trace_id=bytes(16), node="test", attempt=attempt),
@@ -45,7 +45,9 @@ def run_function(
     bound = bind("test/function", function)
     context = Context(task, _ignore)
     value = contextvars.copy_context().run(_called, bound, task, context)
-    output = from_payload(result_payload(value, limit))
+    written = result_payload(value, limit)
+    bound.check_result(value, written)
+    output = from_payload(written)
     env_json(context._env_changes(), limit)
     return Ran(output, context._env_changes())
 

@@ -8,13 +8,15 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NotRequired, Optional, TypedDict
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple, NotRequired, Optional, TypedDict
 
 import msgspec
 import pytest
 
 from magicflow import Context, TaskError
 from magicflow.functions import BoundFunction, NotAFunction, bind
+from magicflow.payloads import result_payload
 from magicflow.v1.task_pb2 import Task
 
 CONTEXT = Context(Task(), lambda task, note: None)
@@ -376,6 +378,81 @@ def test_the_return_annotation_is_the_output_schema() -> None:
         "type": "object",
         "additionalProperties": {"type": "integer"},
     }
+
+
+class Weighed(NamedTuple):
+    weight: Decimal
+    at: dt.datetime
+
+
+class Loose(TypedDict, total=False):
+    note: str
+
+
+class Alias:
+    """As a pydantic model whose fields are written under other names than they are read."""
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]:
+        return {"type": "object"}
+
+    @classmethod
+    def model_validate_json(cls, data: bytes) -> None:
+        raise ValueError("the field `Name` is missing")
+
+    def model_dump(self, mode: str) -> dict[str, Any]:
+        return {"name": "Ann"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (int, 10**30),
+        (float, 3),
+        (str | None, None),
+        (None, None),
+        (Line, Line("a", 1)),
+        (Line, {"sku": "a", "qty": 1}),
+        (list[Line], (Line("a", 1),)),
+        (Weighed, Weighed(Decimal("1.5"), dt.datetime(2026, 1, 31))),
+        (dict[int, set[str]], {1: {"b", "a"}}),
+        (dt.timedelta, dt.timedelta(hours=1)),
+        (Loose, {}),
+        (Alias, Alias()),
+        (bytes, b"\x00"),
+        (Any, {"anything": 1}),
+    ],
+)
+def test_a_result_that_its_annotation_allows_is_taken(kind: Any, value: Any) -> None:
+    promise(kind).check_result(value, result_payload(value, 1_000))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (str, None, "Expected `str`, got `null`"),
+        (None, 1, "Expected `null`, got `int`"),
+        (dict[str, int], {"a": "x"}, "`$[...]`"),
+        (Line, {"sku": "a", "qty": "many"}, "`$.qty`"),
+        (list[Line], [{"sku": 1}], "`$[0].sku`"),
+        (int, b"1", "bytes of type application/octet-stream"),
+        (Alias, {"name": "Ann"}, "the field `Name` is missing"),
+    ],
+)
+def test_a_result_that_its_annotation_does_not_allow_is_refused(
+    kind: Any, value: Any, message: str
+) -> None:
+    with pytest.raises(TaskError) as refused:
+        promise(kind).check_result(value, result_payload(value, 1_000))
+    assert (refused.value.code, refused.value.retryable) == ("OUTPUT_INVALID", False)
+    assert message in refused.value.message
+
+
+def promise(kind: Any) -> BoundFunction:
+    def f(): ...  # type: ignore[no-untyped-def]
+
+    f.__annotations__ = {"return": kind}
+    return bind("app/f", f)
 
 
 def test_no_return_annotation_promises_nothing() -> None:

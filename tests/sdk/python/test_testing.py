@@ -28,6 +28,16 @@ def test_the_output_has_been_through_json() -> None:
     assert run_function(lambda: (Order("a"), {2, 1})).output == [{"sku": "a"}, [1, 2]]
 
 
+def test_a_result_that_is_not_what_the_annotation_promises_is_refused() -> None:
+    def name(known: bool) -> str:
+        return "Ann" if known else None  # type: ignore[return-value]
+
+    assert run_function(name, {"known": True}).output == "Ann"
+    with pytest.raises(TaskError, match="test/function does not fit its annotation") as refused:
+        run_function(name, {"known": False})
+    assert (refused.value.code, refused.value.retryable) == ("OUTPUT_INVALID", False)
+
+
 def test_bytes_go_through_as_they_are() -> None:
     def echo(input: bytes) -> bytes:
         return input

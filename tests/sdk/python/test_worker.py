@@ -238,6 +238,23 @@ async def test_an_exception_is_a_function_error_with_its_stack(server: FakeServe
     assert "raise error" in from_payload(result.failure.details)["stack"]
 
 
+async def test_a_result_that_is_not_what_the_function_promises_is_a_failure(
+    server: FakeServer,
+) -> None:
+    def f() -> str:
+        return None  # type: ignore[return-value]
+
+    async def g() -> list[int]:
+        return ["one"]  # type: ignore[list-item]
+
+    for function, seen in ((f, "Expected `str`, got `null`"), (g, "got `str` - at `$[0]`")):
+        name = f"app/{function.__name__}"
+        result = await answer(server, worker_of(server, function), task(name, {}))
+        assert (result.failure.code, result.failure.retryable) == ("OUTPUT_INVALID", False)
+        assert result.failure.message.startswith(f"the result of {name} does not fit")
+        assert seen in result.failure.message
+
+
 async def test_a_task_error_carries_code_details_and_delay(server: FakeServer) -> None:
     error = TaskError("SOLD_OUT", "no a1", retryable=False, details={"sku": "a1"}, retry_after=2.5)
     failure = (await answer(server, worker_of(server, failing(error)), task("app/f"))).failure
