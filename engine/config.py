@@ -17,6 +17,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from engine.core.playbook import MAX_DOCUMENT, MAX_EDGES, MAX_NODES, Limits
+
 
 class Settings(BaseSettings):
     """What a service needs to know. Durations are seconds."""
@@ -47,6 +49,11 @@ class Settings(BaseSettings):
     )
     lease: float = Field(6.0, ge=2, le=60, description="time to live of ownership leases")
     drain: float = Field(10.0, ge=0, le=600, description="how long a stop waits for running tasks")
+    max_nodes: int = Field(MAX_NODES, ge=1, le=MAX_NODES, description="of one playbook")
+    max_edges: int = Field(MAX_EDGES, ge=1, le=MAX_EDGES, description="of one playbook")
+    max_document: int = Field(
+        MAX_DOCUMENT, ge=1_024, le=MAX_DOCUMENT, description="bytes of one playbook"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = True
 
@@ -83,6 +90,11 @@ class Settings(BaseSettings):
     @property
     def address(self) -> str:
         return self.advertise or self.listen
+
+    @property
+    def limits(self) -> Limits:
+        """Of the playbooks that the registry takes."""
+        return Limits(self.max_nodes, self.max_edges, self.max_document)
 
     @property
     def keys_folder(self) -> Path:

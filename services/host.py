@@ -178,7 +178,7 @@ class Host:
             )
         assert database is not None
         if name == "registry":
-            return Registry(partitions, snapshots, tokens, database)
+            return Registry(partitions, snapshots, tokens, database, settings.limits)
         return Trace(settings.name, partitions, snapshots, bus, library, owners, database)
 
     def _member(self, service: str) -> Member:

@@ -17,6 +17,17 @@ MAX_EDGES = 10_000
 MAX_DOCUMENT = 1_048_576  # bytes
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """How large a playbook may be. The checks are made for no more than the defaults."""
+
+    nodes: int = MAX_NODES
+    edges: int = MAX_EDGES
+    document: int = MAX_DOCUMENT
+
+
+LIMITS = Limits()
+
+
 UNSET = msgspec.UNSET
 """Stands for a template that was not given; None is a template (JSON null)."""
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from engine.core.checks.rules import check
+from engine.core.checks.rules import check, excess
 from engine.core.checks.types import Known, check_types
 from engine.core.findings import Finding
-from engine.core.playbook import Playbook
+from engine.core.playbook import LIMITS, Limits, Playbook, canonical
 from engine.document.reading import to_data
 from engine.document.salvage import UNREAD, Readable, readable, salvage
 from engine.document.shape import check_shape
-from engine.document.text import Document, Position, dotted, read_text
+from engine.document.text import Document, Position, dotted, read_text, too_large
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
     """`playbook` is None when the document could not be understood; `readable` is as much of it
-    as could be read."""
+    as could be read, unless it is too large to look at."""
 
     playbook: Playbook | None
     findings: tuple[Finding, ...]
@@ -54,26 +54,31 @@ class Examined:
         return tuple(finding for finding in self.findings if not finding.warning)
 
 
-def examine_text(text: str) -> Examined:
+def examine_text(text: str, limits: Limits = LIMITS) -> Examined:
     """Reads and checks YAML or JSON text. Never raises for what stands in it."""
-    document, findings = read_text(text)
+    document, findings = read_text(text, limits.document)
     if document is None:
         return Examined(None, tuple(findings))
-    return _examine(document, findings)
+    return _examine(document, findings, limits)
 
 
-def examine_playbook(playbook: Playbook) -> Examined:
+def examine_playbook(playbook: Playbook, limits: Limits = LIMITS) -> Examined:
     """Checks a playbook that came as a message, by the same rules as text."""
-    return _examine(Document(to_data(playbook)), [])
+    findings = too_large(len(canonical(playbook)), limits.document)
+    if findings:
+        return Examined(None, tuple(findings))
+    return _examine(Document(to_data(playbook)), [], limits)
 
 
-def _examine(document: Document, findings: list[Finding]) -> Examined:
+def _examine(document: Document, findings: list[Finding], limits: Limits) -> Examined:
     findings = findings + check_shape(document.data)
     rest = salvage(document) if findings else readable(document.data)
     playbook = None if findings or rest is None else rest.playbook
     if rest is not None:
-        found = check(rest.playbook, rest.untold, rest.given)
+        found = check(rest.playbook, rest.untold, rest.given, limits)
         findings += [finding for finding in found if finding.seen != UNREAD]
+        if excess(rest.playbook, limits):
+            rest = None
     in_order = sorted(_located(document, findings), key=lambda f: (f.line, f.column))
     return Examined(playbook, tuple(in_order), document, rest)
 

@@ -91,17 +91,16 @@ _SPLIT = "split it into several playbooks, or keep large data out of it"
 _PLAIN = "write objects, lists, texts, numbers, true, false and null, as JSON has them"
 
 
-def read_text(text: str) -> tuple[Document | None, list[Finding]]:
-    """The document, or the findings that kept it from being read."""
-    if len(text.encode()) > MAX_DOCUMENT:
-        return None, [
-            Finding(
-                "DOCUMENT_TOO_LARGE",
-                "",
-                f"the document is larger than {MAX_DOCUMENT} bytes",
-                mend=_SPLIT,
-            )
-        ]
+def too_large(size: int, most: int) -> list[Finding]:
+    """The finding for a document of more bytes than it may have."""
+    message = f"the document has {size} bytes; {most} are allowed"
+    return [Finding("DOCUMENT_TOO_LARGE", "", message, mend=_SPLIT)] if size > most else []
+
+
+def read_text(text: str, most: int = MAX_DOCUMENT) -> tuple[Document | None, list[Finding]]:
+    """The document, or the findings that kept it from being read; `most` bytes of it."""
+    if too_large(len(text.encode()), most):
+        return None, too_large(len(text.encode()), most)
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.clock import Clock
+from engine.core.playbook import LIMITS, Limits
 from engine.rpc.server import Registration
 from engine.security.tokens import Tokens
 from engine.snapshots.port import Snapshots
@@ -18,12 +19,17 @@ class Registry:
     """Records and publishing, of one instance."""
 
     def __init__(
-        self, partitions: int, snapshots: Snapshots, tokens: Tokens, database: Database
+        self,
+        partitions: int,
+        snapshots: Snapshots,
+        tokens: Tokens,
+        database: Database,
+        limits: Limits = LIMITS,
     ) -> None:
         clock = Clock()
         store = RegistryStore(database)
         self._view = ClusterView(snapshots)
-        publishing = Publishing(store, snapshots, self._view.functions, clock)
+        publishing = Publishing(store, snapshots, self._view.functions, clock, limits)
         servicer = RegistryServicer(
             store, snapshots, publishing, tokens, self._view, partitions, clock
         )

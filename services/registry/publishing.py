@@ -9,7 +9,7 @@ import structlog
 from engine.clock import Clock
 from engine.core.checks.types import Nothing
 from engine.core.findings import Finding
-from engine.core.playbook import Playbook, canonical, checksum
+from engine.core.playbook import LIMITS, Limits, Playbook, canonical, checksum
 from engine.document.examine import Examined, examine_playbook, examine_text
 from engine.document.salvage import Readable
 from engine.errors import Conflict, Invalid, NotFound
@@ -35,17 +35,26 @@ class Published:
 
 class Publishing:
     def __init__(
-        self, store: RegistryStore, snapshots: Snapshots, functions: Mirror, clock: Clock
+        self,
+        store: RegistryStore,
+        snapshots: Snapshots,
+        functions: Mirror,
+        clock: Clock,
+        limits: Limits = LIMITS,
     ) -> None:
         self._store = store
         self._snapshots = snapshots
         self._functions = functions
         self._clock = clock
+        self._limits = limits
 
     async def examine(self, source: str | Playbook, strict: bool) -> Examined:
         """Every finding: those of the playbook alone, and those that need the registry. With
         `strict` all of them are errors."""
-        examined = examine_text(source) if isinstance(source, str) else examine_playbook(source)
+        if isinstance(source, str):
+            examined = examine_text(source, self._limits)
+        else:
+            examined = examine_playbook(source, self._limits)
         if examined.readable is not None:
             examined = await self._with_surroundings(examined, examined.readable)
         return examined.without_warnings() if strict else examined

@@ -9,7 +9,9 @@ from typing import Any, cast
 import pytest
 
 from engine.clock import Clock
+from engine.config import Settings
 from engine.core.findings import Finding
+from engine.core.playbook import Limits
 from engine.document.examine import examine_text
 from engine.snapshots import keys
 from engine.snapshots.library import pack, version
@@ -38,6 +40,7 @@ class Registry:
         self.snapshots = MemorySnapshots()
         self.entries: dict[str, bytes] = {}
         self.grants = Grants()
+        self.limits = Limits()
         self._count = 0
 
     def offers(self, name: str, input: Any = None, output: Any = None) -> None:
@@ -70,6 +73,7 @@ class Registry:
             self.snapshots,
             cast(Mirror, SimpleNamespace(entries=self.entries)),
             Clock(),
+            self.limits,
         )
         return list((await publishing.examine(document, strict)).findings)
 
@@ -217,6 +221,15 @@ async def test_without_an_app_the_registry_tells_nothing(registry: Registry) -> 
     registry.offers("b/price", output=PRICED)
     [found] = await registry.finds("playbook: top\nnodes: {p: {task: b/price, input: $$$.x}}")
     assert (found.code, found.path) == ("MISSING_KEY", "")
+
+
+async def test_the_bounds_of_a_playbook_are_settings_of_the_registry(registry: Registry) -> None:
+    registry.limits = Settings(max_nodes=1, max_document=1_024).limits
+    document = HEAD + "nodes: {a: {task: f}, b: {task: f}}"
+    [found] = await registry.finds(document)
+    assert (found.code, found.message) == ("BUDGET_EXCEEDED", "2 nodes; 1 are allowed")
+    [found] = await registry.finds(document + "#" * 1_000)
+    assert found.code == "DOCUMENT_TOO_LARGE"
 
 
 # Rings.

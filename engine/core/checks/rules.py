@@ -17,7 +17,7 @@ from engine.core.checks.readings import check_readings
 from engine.core.checks.shadows import shadows
 from engine.core.findings import Finding, shorten
 from engine.core.payload import of_value
-from engine.core.playbook import MAX_EDGES, MAX_NODES, UNSET, Edge, EdgeKind, Playbook
+from engine.core.playbook import LIMITS, UNSET, Edge, EdgeKind, Limits, Playbook
 from engine.core.state import MAX_ENV, fits_state
 
 
@@ -25,6 +25,7 @@ def check(
     playbook: Playbook,
     untold: frozenset[int] = frozenset(),
     given: Mapping[str, Set[str]] | None = None,
+    limits: Limits = LIMITS,
 ) -> list[Finding]:
     """Every broken rule, in no particular order. Without an error among them the playbook
     compiles, and every trace of it ends.
@@ -33,10 +34,9 @@ def check(
     may follow from that alone. `given` names the options that each node is written with, for a
     playbook does not tell a default that was written from one that was not.
     """
-    findings = list(_budgets(playbook))
-    if any(finding.path in ("nodes", "edges") for finding in findings):
-        return findings  # the rest is for graphs that are small enough to look at
-    findings += _edges(playbook, untold)
+    if excess(playbook, limits):
+        return excess(playbook, limits)  # the rest is for graphs small enough to look at
+    findings = list(_edges(playbook, untold))
     findings += _schemas(playbook)
     findings += _env(playbook)
     findings += idle_options(playbook, given)
@@ -49,14 +49,19 @@ def check(
     return findings
 
 
-def _budgets(playbook: Playbook) -> Iterator[Finding]:
-    for name, count, limit in (
-        ("nodes", len(playbook.nodes), MAX_NODES),
-        ("edges", len(playbook.edges), MAX_EDGES),
-    ):
-        if count > limit:
-            message = f"{count} {name}; {limit} are allowed"
-            yield Finding("BUDGET_EXCEEDED", name, message, mend="split it into several playbooks")
+def excess(playbook: Playbook, limits: Limits) -> list[Finding]:
+    """Where the playbook has more than it may; nothing else is then looked at."""
+    return [
+        Finding("BUDGET_EXCEEDED", name, f"{count} {name}; {limit} are allowed", mend=_SPLIT)
+        for name, count, limit in (
+            ("nodes", len(playbook.nodes), limits.nodes),
+            ("edges", len(playbook.edges), limits.edges),
+        )
+        if count > limit
+    ]
+
+
+_SPLIT = "split it into several playbooks"
 
 
 def _edges(playbook: Playbook, untold: frozenset[int]) -> Iterator[Finding]:

@@ -22,8 +22,6 @@ from engine.core.expressions import Expression, ExpressionSyntaxError
 from engine.core.findings import Finding, shorten
 from engine.core.moments import NotAMoment, milliseconds_of
 from engine.core.playbook import (
-    MAX_EDGES,
-    MAX_NODES,
     UNSET,
     EdgeKind,
     Map,
@@ -47,8 +45,6 @@ def check_types(
     """What is provably wrong with the types, in no particular order. Never raises for what stands
     in the playbook or in a schema. Where edges are in doubt, because `rules.check` refuses them
     or they are among the `untold`, nothing is said that they could change."""
-    if len(playbook.nodes) > MAX_NODES or len(playbook.edges) > MAX_EDGES:
-        return []
     doubts = doubts_of(playbook, untold)
     dead = dead_edges(playbook) if not doubts.edges else frozenset()
     try:

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from engine.core.checks import rules as checks
-from engine.core.playbook import MAX_DOCUMENT
-from engine.document.examine import examine_text
+from engine.core.checks.types import Nothing
+from engine.core.playbook import MAX_DOCUMENT, Limits, Node, Playbook, Task
+from engine.document.examine import examine_playbook, examine_text
 
 HEAD = "playbook: p\napp: a\n"
 A, AB = "nodes: {a: {task: f}}\n", "nodes: {a: {task: f}, b: {task: f}}\n"
@@ -111,12 +111,28 @@ def test_an_empty_document_is_reported() -> None:
 def test_a_document_has_a_bound() -> None:
     (finding,) = examine_text("#" * (MAX_DOCUMENT + 1)).findings
     assert finding.code == "DOCUMENT_TOO_LARGE"
+    (finding,) = examine_text("#" * 21, Limits(document=20)).findings
+    assert finding.code == "DOCUMENT_TOO_LARGE"
 
 
-def test_nodes_and_edges_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "MAX_NODES", 1)
-    monkeypatch.setattr(checks, "MAX_EDGES", 0)
-    found = examine_text(HEAD + AB + "edges: [{from: a, to: b}]").findings
+def test_a_playbook_that_came_as_a_message_has_the_bound_of_a_document() -> None:
+    node = Node("a", Task("a/f"), input="x" * 2_000)
+    playbook = Playbook("p", "a", (node,))
+    assert examine_playbook(playbook).findings == ()
+    (finding,) = examine_playbook(playbook, Limits(document=2_000)).findings
+    assert finding.code == "DOCUMENT_TOO_LARGE"
+
+
+def test_of_what_is_too_large_nothing_else_is_looked_at() -> None:
+    nodes = "\n".join(f"  n{i}: {{nop: {{}}, bogus: 1}}" for i in range(2_001))
+    found = examine_text(f"{HEAD}nodes:\n{nodes}").with_types(Nothing())
+    assert {f.code for f in found.findings} == {"UNKNOWN_KEY", "BUDGET_EXCEEDED"}
+    assert found.readable is None
+
+
+def test_nodes_and_edges_have_bounds() -> None:
+    text = HEAD + AB + "edges: [{from: a, to: b}]"
+    found = examine_text(text, Limits(nodes=1, edges=0)).findings
     assert [(f.code, f.path, f.message) for f in found] == [
         ("BUDGET_EXCEEDED", "nodes", "2 nodes; 1 are allowed"),
         ("BUDGET_EXCEEDED", "edges", "1 edges; 0 are allowed"),
