@@ -150,6 +150,14 @@ class Call:
 Command = Succeeded | Failed | Began | Lost | Resumed | TimerFired | Call
 
 
+class Undecided(Exception):
+    """A rule broke over a command. `events` were decided before, and stand."""
+
+    def __init__(self, events: list[Event]) -> None:
+        super().__init__("a rule of execution broke")
+        self.events = events
+
+
 def start(
     graphs: Graphs,
     trace_id: bytes,
@@ -175,10 +183,22 @@ def start(
 
 def decide(graphs: Graphs, state: TraceState, command: Command, now: int) -> list[Event]:
     """The events that the command causes. Empty: it has no effect any more, because the trace
-    has ended, the attempt is not the current one, or the timer is out of date."""
+    has ended, the attempt is not the current one, or the timer is out of date.
+
+    Errors: `Undecided` when a rule breaks, which is a fault of ours: give the trace up.
+    """
     if state.status.ended:
         return []
     turn = Turn(graphs, state, now)
+    try:
+        _take(turn, command)
+        turn.run()
+    except Exception as error:
+        raise Undecided(turn.events) from error
+    return turn.events
+
+
+def _take(turn: Turn, command: Command) -> None:
     if type(command) is Succeeded:
         turn.succeeded(command)
     elif type(command) is Failed:
@@ -193,7 +213,13 @@ def decide(graphs: Graphs, state: TraceState, command: Command, now: int) -> lis
         turn.resumed(command)
     elif type(command) is Call:
         turn.call(command)
-    turn.run()
+
+
+def give_up(graphs: Graphs, state: TraceState, error: BaseException, now: int) -> list[Event]:
+    """The end of a trace for which the rules themselves broke: so it stands alone with that."""
+    turn = Turn(graphs, state, now)
+    message = f"a fault in magicflow itself: {type(error).__name__}: {error}"
+    turn.emit(TraceEnded(TraceStatus.FAILED, None, Failure(Code.INTERNAL_ERROR, message)))
     return turn.events
 
 

@@ -18,7 +18,7 @@ import structlog
 
 from engine.bus.load import Load
 from engine.bus.port import MAX_FRAME, Bus, Delivery, Fenced, Intake
-from engine.bus.triggers import StartTrace, decode_triggers
+from engine.bus.triggers import StartTrace, decode_triggers, encode_triggers
 from engine.clock import Clock
 from engine.core import machine, steering
 from engine.core.effects import (
@@ -645,9 +645,23 @@ class Processor:
                 # Only the last one carries the sequence: a frame that was cut in two by a crash
                 # is then taken up again.
                 last = place == len(starts.triggers) - 1
-                self._start(turn, trigger, sequence if last else 0)
+                try:
+                    self._start(turn, trigger, sequence if last else 0)
+                except Exception as error:
+                    self._put_start_aside(starts, trigger, error)
             if turn.weight >= MAX_FRAME:
                 return
+
+    def _put_start_aside(self, starts: Starts, trigger: StartTrace, error: Exception) -> None:
+        """A trigger over which our own rules break goes to the dead letters, alone."""
+        _log.error("a start is put aside", trace=trigger.trace_id.hex(), exc_info=error)
+        frame = encode_triggers([trigger])
+        message = f"{type(error).__name__}: {error}"
+        burying = asyncio.create_task(
+            self._bus.dead.bury(starts.delivery.subject, frame, "TRIGGER_FAILED", message)
+        )
+        self._lookups.add(burying)
+        burying.add_done_callback(self._lookups.discard)
 
     def _start(self, turn: Turn, trigger: StartTrace, sequence: int) -> None:
         if trigger.trace_id in self._state.traces:
@@ -683,9 +697,21 @@ class Processor:
         self._record(turn, trace, events)
 
     def _decide(self, turn: Turn, trace: TraceState, command: Command) -> bool:
-        events = machine.decide(self._graphs, trace, command, turn.at)
+        try:
+            events = machine.decide(self._graphs, trace, command, turn.at)
+        except machine.Undecided as broken:
+            self._give_up(turn, trace, broken)
+            return False
         self._record(turn, trace, events)
         return bool(events)
+
+    def _give_up(self, turn: Turn, trace: TraceState, broken: machine.Undecided) -> None:
+        """One trace over which our own rules break ends, and holds up nobody else."""
+        cause = broken.__cause__ or broken
+        _log.error("a trace is given up", trace=trace.trace_id.hex(), exc_info=cause)
+        self._record(turn, trace, broken.events)
+        if not trace.status.ended:
+            self._record(turn, trace, machine.give_up(self._graphs, trace, cause, turn.at))
 
     def _record(self, turn: Turn, trace: TraceState, events: list[Event]) -> None:
         if not events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from engine.bus.port import Delivery
 from engine.bus.triggers import Rerun, StartTrace, encode_triggers
 from engine.clock import Clock
 from engine.core import keys as keys_module
+from engine.core import machine
 from engine.core.events import OperatorActed
 from engine.core.failure import Failure
 from engine.core.journal import decode_frame
@@ -28,6 +30,7 @@ from engine.snapshots.library import Library, pack
 from engine.snapshots.memory import MemorySnapshots
 from magicflow.v1.task_pb2 import TaskFrame
 from services.dispatcher import processor as processor_module
+from services.dispatcher.limits import Limits, NoLimits
 from services.dispatcher.processor import Deposed, Processor
 from services.dispatcher.turns import Result
 
@@ -70,9 +73,9 @@ class World:
         return trace_id
 
     @asynccontextmanager
-    async def owner(self, epoch: int) -> AsyncIterator[Processor]:
+    async def owner(self, epoch: int, limits: Limits | None = None) -> AsyncIterator[Processor]:
         """An owner that works until the end of the block, then ends cleanly."""
-        processor = Processor(0, epoch, self.bus, self.library, Clock())
+        processor = Processor(0, epoch, self.bus, self.library, Clock(), limits)
         await processor.recover()
         running = asyncio.create_task(processor.run())
         try:
@@ -366,3 +369,111 @@ async def test_an_owner_whose_cancellation_is_lost_lets_go_all_the_same(world: W
     processor.abandon()
     with pytest.raises(Deposed):
         await asyncio.wait_for(running, 5)
+
+
+# Faults of our own.
+
+
+async def test_a_trace_over_which_a_rule_breaks_ends_and_the_others_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = machine.Turn.succeeded
+
+    def succeeded(turn: machine.Turn, command: machine.Succeeded) -> None:
+        if command.output == of_value("poison"):
+            raise ZeroDivisionError("a rule broke")
+        broken(turn, command)
+
+    monkeypatch.setattr(machine.Turn, "succeeded", succeeded)
+    async with world.owner(1) as owner:
+        bad, good = await world.trigger(), await world.trigger()
+        await world.next_task()
+        poison = Result(bad, "one", 1, of_value("poison"), None, b"", "w", 1)
+        assert await owner.deliver([poison]) == [False]
+        assert await owner.deliver([result(good, "one")]) == [True]
+        ended = owner.find(bad)
+        assert ended is not None and ended.failure is not None
+        assert ended.failure.code == "INTERNAL_ERROR"
+        assert "ZeroDivisionError" in ended.failure.message
+    # The next owner folds it without the fault.
+    async with world.owner(2) as owner:
+        assert owner.find(bad) is None
+        assert await owner.deliver([result(good, "two")]) == [True]
+
+
+async def test_a_trigger_over_which_a_rule_breaks_is_put_aside_and_the_others_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = machine.start
+
+    def starting(graphs: Any, trace_id: bytes, *rest: Any) -> Any:
+        if trace_id == bad:
+            raise ZeroDivisionError("a rule broke")
+        return start(graphs, trace_id, *rest)
+
+    monkeypatch.setattr(machine, "start", starting)
+    bad, good = mint(1_000, 1), mint(1_000, 1)
+    triggers = [StartTrace(t, 1, 1, of_value(1), 1_000, "me") for t in (bad, good)]
+    await world.bus.offer_trigger(0, 5, encode_triggers(triggers))
+    async with world.owner(1) as owner:
+        await world.next_task()
+        assert owner.find(good) is not None
+        assert owner.find(bad) is None
+    [letter] = await world.bus.dead.letters(0, 10)
+    assert (letter.code, letter.origin) == ("TRIGGER_FAILED", "flow.trigger.0.5")
+    assert not world.space.queues["FLOW_TRIGGER"].items
+    monkeypatch.setattr(machine, "start", start)
+    await world.bus.dead.replay(letter.id)  # once the fault is mended
+    async with world.owner(2) as owner:
+        await world.next_task()
+        assert owner.find(bad) is not None
+
+
+# What an app may have.
+
+
+class OneAtATime(NoLimits):
+    def live(self, app: str, partition: int) -> int:
+        return 1
+
+
+class Busy(NoLimits):
+    def unbegun(self, app: str) -> int:
+        return 2
+
+
+async def test_traces_beyond_those_that_an_app_may_have_wait_for_an_end(world: World) -> None:
+    async with world.owner(1, OneAtATime()) as owner:
+        first, second = await world.trigger(), await world.trigger()
+        await world.next_task()
+        assert (owner.find(first) is None, owner.find(second) is None) == (False, True)
+        assert owner.load().waiting == {"a": 1}
+        await owner.deliver([result(first, "one")])
+        await owner.deliver([result(first, "two")])
+        while owner.find(second) is None:
+            await asyncio.sleep(0)
+        assert owner.load().waiting == {}
+
+
+async def test_starts_wait_while_as_many_tasks_wait_for_workers(world: World) -> None:
+    async with world.owner(1, Busy()) as owner:
+        traces = [await world.trigger() for _ in range(3)]
+        await world.next_task()
+        while owner.load().waiting != {"a": 1}:
+            await asyncio.sleep(0)
+        assert owner.find(traces[2]) is None
+        owner.began(traces[0], "one", 1, "w", 1, False)
+        while owner.find(traces[2]) is None:
+            await asyncio.sleep(0)
+
+
+async def test_a_start_under_a_key_is_refused_when_the_app_has_all_that_it_may_have(
+    world: World,
+) -> None:
+    async with world.owner(1, OneAtATime()) as owner:
+        await world.trigger()
+        await world.next_task()
+        trigger = StartTrace(mint(1_000, 1), 1, 1, of_value(1), 1_000, "me", key=b"k", request=b"r")
+        with pytest.raises(Exhausted) as refused:
+            await owner.start(trigger)
+        assert (refused.value.reason, refused.value.retry_after) == ("OVERLOADED", 1.0)
