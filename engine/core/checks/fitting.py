@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.core.checks.clashes import Clash, clash
+from engine.core.checks.complaints import Validators
 from engine.core.checks.flow import Flow, View
 from engine.core.checks.lookups import listing, near
-from engine.core.checks.schemas import (
-    ANY,
-    Clash,
-    Declared,
-    Shape,
-    Type,
-    Validators,
-    clash,
-    shapes,
-)
+from engine.core.checks.schemas import ANY, Declared, Shape, Type
+from engine.core.checks.shapes import shapes
 from engine.core.expressions import Expression
 from engine.core.findings import Finding, shorten
 from engine.core.payload import json_text

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from engine.core.checks.conditions import Read, read_condition
 from engine.core.checks.doubts import Doubts
+from engine.core.checks.paths import follow, items_of
 from engine.core.checks.routes import END, Fate, Fates, Routes
 from engine.core.checks.schemas import (
     ANY,
@@ -19,8 +20,6 @@ from engine.core.checks.schemas import (
     Exactly,
     Type,
     declared,
-    follow,
-    items_of,
     list_of,
     object_of,
     row_of,

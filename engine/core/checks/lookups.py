@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from engine.core.checks.conditions import Read, read_condition
 from engine.core.checks.flow import Flow, View
+from engine.core.checks.paths import Fault, Problem, follow
 from engine.core.checks.routes import Fate
-from engine.core.checks.schemas import Fault, Problem, follow, words
+from engine.core.checks.schemas import words
 from engine.core.checks.terms import Reading, guards, oddities, readings
 from engine.core.expressions import Expression
 from engine.core.findings import Finding, shorten

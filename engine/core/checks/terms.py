@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from engine.core.checks.clashes import clash
 from engine.core.checks.conditions import (
     And,
     Arithmetic,
@@ -21,6 +22,7 @@ from engine.core.checks.conditions import (
     Term,
     parts_of,
 )
+from engine.core.checks.paths import items_of
 from engine.core.checks.schemas import (
     ANY,
     BOOLEAN,
@@ -31,15 +33,12 @@ from engine.core.checks.schemas import (
     Budget,
     Exactly,
     Type,
-    clash,
-    items_of,
-    kinds_of,
     list_of,
     row_of,
-    scalars,
     union,
     words,
 )
+from engine.core.checks.shapes import kinds_of, scalars
 from engine.core.payload import json_text
 
 Types = Callable[[Read], Type]

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from engine.core.checks.clashes import clash
 from engine.core.checks.doubts import doubts_of
 from engine.core.checks.fitting import Fitting, type_clash
 from engine.core.checks.flow import Flow, Known, Signature, View, compiled
 from engine.core.checks.lookups import Lookups
 from engine.core.checks.routes import END, Routes
-from engine.core.checks.schemas import BOOLEAN, Budget, Type, clash, declared, of_kinds
+from engine.core.checks.schemas import BOOLEAN, Budget, Type, declared, of_kinds
 from engine.core.checks.shadows import dead_edges
 from engine.core.expressions import Expression, ExpressionSyntaxError
 from engine.core.findings import Finding, shorten

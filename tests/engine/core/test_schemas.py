@@ -9,22 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core.checks.schemas import (
-    KINDS,
-    Budget,
-    Clash,
-    Declared,
-    Exactly,
-    Fault,
-    OneOf,
-    Problem,
-    Type,
-    Validators,
-    clash,
-    declared,
-    follow,
-    kinds_of,
-)
+from engine.core.checks.clashes import Clash, clash
+from engine.core.checks.complaints import Validators
+from engine.core.checks.paths import Fault, Problem, follow
+from engine.core.checks.schemas import KINDS, Budget, Declared, Exactly, OneOf, Type, declared
+from engine.core.checks.shapes import kinds_of
 from engine.core.expressions import parse_reference
 from engine.core.references import MISSING
 from tests.engine.core.seeing import Seen
