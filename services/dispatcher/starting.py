@@ -16,7 +16,7 @@ from engine.bus.port import Delivery
 from engine.bus.triggers import StartTrace
 from engine.core.ordering import rank
 
-ROOM = 20_000  # triggers that one owner holds in memory
+ROOM = 40_000  # triggers that one owner holds in memory
 ROOM_BYTES = 64 << 20
 FRAMES_ASKED = 64
 
