@@ -1,4 +1,4 @@
-"""What a rerun takes over from the trace that it repeats (decision 0011).
+"""What a rerun takes over from the trace that it repeats (decision 0014).
 
 A node that does not run again is as it was: its outcome, the way that it chose, the env keys that
 it set, or that somebody skipped it.
