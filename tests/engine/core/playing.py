@@ -21,9 +21,9 @@ from engine.document.examine import examine_text
 
 TRACE = bytes(range(16))
 START = 1_000_000  # milliseconds since 1970
-# Drawn at random, a graph has parts that can never run. Publishing refuses them, for people; the
-# rules of execution hold with them as well.
-POINTLESS = ("CHOICE_SHADOWED", "NODE_UNREACHABLE")
+# Drawn at random, a graph has parts that never run or do nothing. Publishing refuses them, for
+# people; the rules of execution hold with them as well.
+POINTLESS = ("CHOICE_SHADOWED", "EDGE_NEVER_TAKEN", "NODE_UNREACHABLE", "OPTION_WITHOUT_EFFECT")
 HEADER = "playbook: story\napp: shop\n"
 
 
