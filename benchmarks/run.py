@@ -79,6 +79,7 @@ async def services(nats: str, data: Path, partitions: int) -> AsyncIterator[str]
         "MAGICFLOW_AUTH": "local",
         "MAGICFLOW_LOG_LEVEL": "warning",
         "MAGICFLOW_PARTITIONS": str(partitions),
+        "MAGICFLOW_LATENESS": "1",  # nothing else runs that the burst could disturb
     }
     child = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "serve", "all", "--listen", address],

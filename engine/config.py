@@ -48,6 +48,12 @@ class Settings(BaseSettings):
         "required", description="`local`: calls without a token from this host are allowed"
     )
     lease: float = Field(6.0, ge=2, le=60, description="time to live of ownership leases")
+    lateness: float = Field(
+        0.001,
+        ge=0.0005,
+        le=60,
+        description="how late the dispatcher's loop may run before it holds back starts",
+    )
     drain: float = Field(10.0, ge=0, le=600, description="how long a stop waits for running tasks")
     max_nodes: int = Field(MAX_NODES, ge=1, le=MAX_NODES, description="of one playbook")
     max_edges: int = Field(MAX_EDGES, ge=1, le=MAX_EDGES, description="of one playbook")

@@ -175,6 +175,7 @@ class Host:
                 owners,
                 lease=settings.lease,
                 drain=settings.drain,
+                lateness=settings.lateness,
             )
         assert database is not None
         if name == "registry":

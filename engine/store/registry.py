@@ -9,8 +9,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from engine.errors import AlreadyExists, NotFound
 from engine.bus.balancing import Broker
+from engine.errors import AlreadyExists, NotFound
 from engine.snapshots.apps import App
 from engine.store import tables
 from engine.store.sql import Database

@@ -46,6 +46,7 @@ class Dispatcher:
         *,
         lease: float,
         drain: float,
+        lateness: float,
     ) -> None:
         self._bus = bus
         self._partitions = partitions
@@ -55,7 +56,9 @@ class Dispatcher:
         self._capacity = Capacity(snapshots)
         self._brokering = Brokering(self._apps, bus)
         limits = AppLimits(self._apps, self._capacity, partitions)
-        self._ownership = Ownership(me, partitions, snapshots, bus, library, clock, limits, lease)
+        self._ownership = Ownership(
+            me, partitions, snapshots, bus, library, clock, limits, lease, lateness
+        )
         self._reports = LoadReports(bus, self._ownership)
         self._leader = Leader(me, partitions, snapshots, bus, self._capacity, clock, lease)
         self._roster = Roster(snapshots, me.name)

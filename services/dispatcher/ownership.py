@@ -21,6 +21,7 @@ from engine.snapshots.membership import Claim, Member, chosen, decode_claim, enc
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Delete, Lease, LeaseLost, Put, Require, Snapshots
 from services.dispatcher.limits import Limits
+from services.dispatcher.pace import LATE, LoopPace
 from services.dispatcher.processor import Deposed, Processor
 
 LEASE = 6.0  # seconds
@@ -41,6 +42,7 @@ class Ownership:
         clock: Clock,
         limits: Limits,
         lease_seconds: float = LEASE,
+        lateness: float = LATE,
     ) -> None:
         self._me = me
         self._partitions = partitions
@@ -49,6 +51,7 @@ class Ownership:
         self._library = library
         self._clock = clock
         self._limits = limits
+        self._pace = LoopPace(lateness)
         self._lease_seconds = lease_seconds
         self._members = Mirror(snapshots, keys.DISPATCHERS)
         self._owners = Mirror(snapshots, keys.PARTITIONS)
@@ -65,6 +68,7 @@ class Ownership:
         for mirror in (self._members, self._owners, self._projections):
             await mirror.open()
         await self._join()
+        self._pace.open()
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
@@ -82,6 +86,7 @@ class Ownership:
         if self._lease is not None:
             with contextlib.suppress(Unavailable):
                 await self._lease.revoke()
+        await self._pace.close()
         for mirror in (self._members, self._owners, self._projections):
             await mirror.close()
 
@@ -169,8 +174,11 @@ class Ownership:
         self._running[partition] = asyncio.create_task(self._own(partition, epoch))
 
     async def _own(self, partition: int, epoch: int) -> None:
-        processor = Processor(partition, epoch, self._bus, self._library, self._clock, self._limits)
+        processor = Processor(
+            partition, epoch, self._bus, self._library, self._clock, self._limits, self._pace
+        )
         self._made[partition] = processor
+        forget = self._pace.on_tick(processor.wake)
         log = _log.bind(partition=partition, epoch=epoch)
         try:
             await processor.recover()
@@ -185,6 +193,7 @@ class Ownership:
         except Exception:
             log.exception("partition failed")
         finally:
+            forget()
             self.processors.pop(partition, None)
             self._made.pop(partition, None)
             await self._let_go(partition, epoch)

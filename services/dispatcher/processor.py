@@ -87,6 +87,7 @@ from services.dispatcher.checkpoints import Checkpoints
 from services.dispatcher.ended import Ended
 from services.dispatcher.limits import Limits, NoLimits
 from services.dispatcher.outbox import Outbox
+from services.dispatcher.pace import Pace, Unpaced
 from services.dispatcher.quota import Quotas
 from services.dispatcher.recovery import recover, without_collections
 from services.dispatcher.starting import Starting, Starts
@@ -107,7 +108,6 @@ from services.dispatcher.turns import (
 IN_FLIGHT = 2  # frames; more would only make them smaller
 TURN_ITEMS = 2_000  # results or operations in one turn
 TURN_STARTS = 400  # traces started in one turn
-BUSY_STARTS = 40  # the same in a turn that has old work to finish: that goes first
 LOOK_AGAIN = 1.0  # seconds until starts that are held back are looked at again
 HOLD_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
 CHECKPOINT_FRAMES = 2_000
@@ -132,9 +132,11 @@ class Processor:
         library: Library,
         clock: Clock,
         limits: Limits | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.partition = partition
         self._limits = limits or NoLimits()
+        self._pace = pace or Unpaced()
         self.epoch = epoch
         self._bus = bus
         self._clock = clock
@@ -446,6 +448,11 @@ class Processor:
         until the next). This partition keeps the app's account."""
         return self._quotas.lease(app, self._limits.quota(app), wanted, self._clock.now())
 
+    def wake(self) -> None:
+        """Starts that were held back may go now."""
+        if self._starting:
+            self._wake.set()
+
     def _may_start(self, app: str, count: int) -> bool:
         limit = self._limits.live(app, self.partition)
         if limit and self._census.live[app] + count > limit:
@@ -477,7 +484,7 @@ class Processor:
             return
         now = self._clock.now()
         due = self._timers.next()
-        ready = not self._stopping and self._starting.ready(self._may_start)
+        ready = not self._stopping and self._starting.ready(self._pace.left, self._may_start)
         busy = self._arrived or ready
         if not busy and not self._redispatch and (due is None or due > now):
             await self._idle(now, due)
@@ -635,8 +642,9 @@ class Processor:
         turn.answers.append((item.future, answer))
 
     def _take_starts(self, turn: Turn) -> None:
-        limit = BUSY_STARTS if turn.entries else TURN_STARTS
+        limit = min(TURN_STARTS, self._pace.left)
         for starts in self._starting.take(limit, self._may_start):
+            self._pace.took(len(starts.triggers))
             sequence = starts.delivery.sequence
             turn.deliveries.append(starts.delivery)
             if sequence <= self._state.trigger_floor or sequence in self._state.triggers:

@@ -19,6 +19,7 @@ from engine.core.ordering import rank
 ROOM = 40_000  # triggers that one owner holds in memory
 ROOM_BYTES = 64 << 20
 FRAMES_ASKED = 64
+FEW = 4  # waiting triggers of an app that are no burst
 
 
 @dataclass(slots=True)
@@ -70,37 +71,49 @@ class Starting:
         self._bytes += starts.bytes
 
     def take(self, limit: int, may: Callable[[str, int], bool]) -> Iterator[Starts]:
-        """The next frames, together about `limit` triggers. `may` says whether an app may start
+        """The next frames, together about `limit` triggers; and those of apps that have only a
+        `FEW` waiting, which are no burst, whatever the limit. `may` says whether an app may start
         so many more now."""
         held: set[str] = set()
-        while limit > 0:
-            app = min(
-                (name for name in self._lines if name not in held),
-                key=lambda name: self._lines[name].turns,
-                default="",
-            )
+        while True:
+            app = self._next(held, limit)
             if not app:
                 return
-            line = self._lines[app]
-            starts = line.frames[0][2]
+            starts = self._lines[app].frames[0][2]
             if not may(app, len(starts.triggers)):
                 held.add(app)
                 continue
-            heapq.heappop(line.frames)
-            count = len(starts.triggers)
-            self._now_at = max(self._now_at, line.turns)
-            line.turns += count
-            line.waiting -= count
-            self.waiting -= count
-            self._bytes -= starts.bytes
-            if not line.frames:
-                del self._lines[app]
-            limit -= count
+            self._remove(app)
+            limit -= len(starts.triggers)
             yield starts
 
-    def ready(self, may: Callable[[str, int], bool]) -> bool:
-        """Whether anything may start now."""
-        return any(may(app, len(line.frames[0][2].triggers)) for app, line in self._lines.items())
+    def _next(self, held: set[str], limit: int) -> str:
+        """The app that has had the fewest turns; empty when none may start."""
+        candidates = (
+            name
+            for name, line in self._lines.items()
+            if name not in held and (limit > 0 or line.waiting <= FEW)
+        )
+        return min(candidates, key=lambda name: self._lines[name].turns, default="")
+
+    def _remove(self, app: str) -> None:
+        line = self._lines[app]
+        _, _, starts = heapq.heappop(line.frames)
+        count = len(starts.triggers)
+        self._now_at = max(self._now_at, line.turns)
+        line.turns += count
+        line.waiting -= count
+        self.waiting -= count
+        self._bytes -= starts.bytes
+        if not line.frames:
+            del self._lines[app]
+
+    def ready(self, limit: int, may: Callable[[str, int], bool]) -> bool:
+        """Whether `take` would find anything."""
+        return any(
+            (limit > 0 or line.waiting <= FEW) and may(app, len(line.frames[0][2].triggers))
+            for app, line in self._lines.items()
+        )
 
     @property
     def asked(self) -> int:

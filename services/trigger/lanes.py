@@ -12,7 +12,7 @@ from engine.errors import Exhausted, Unavailable
 from engine.ids import partition_of
 
 APPEND_PATIENCE = 10.0  # seconds
-FRAME_TRIGGERS = 100
+FRAME_TRIGGERS = 20  # an owner starts a frame as a whole: so long it does nothing else
 MAX_BYTES = 64 << 20  # of inputs that wait in one instance
 
 

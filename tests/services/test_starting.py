@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 from engine.bus.memory import MemoryDelivery, MemorySpace, _Item
@@ -9,6 +10,7 @@ from engine.bus.triggers import StartTrace
 from engine.core.ordering import AGEING, rank
 from engine.core.payload import NULL
 from services.dispatcher.census import Census
+from services.dispatcher.pace import LoopPace
 from services.dispatcher.starting import ROOM, Starting, Starts
 
 
@@ -69,8 +71,8 @@ def test_an_app_that_may_not_start_holds_up_nobody() -> None:
         return app == "free"
 
     assert [s.app for s in starting.take(9, may)] == ["free"]
-    assert not starting.ready(may)
-    assert starting.ready(always)
+    assert not starting.ready(1, may)
+    assert starting.ready(1, always)
     assert starting.by_app() == {"held": 1}
 
 
@@ -106,3 +108,53 @@ def test_the_census_counts_traces_and_tasks_that_wait_and_forgets_what_has_ended
     assert (census.live["a"], census.unbegun["a"]) == (1, 1)
     census.ended(two)
     assert (census.live["a"], census.unbegun["a"]) == (0, 0)
+
+
+def test_without_a_limit_left_only_apps_that_have_a_few_may_start() -> None:
+    starting = Starting()
+    for _ in range(50):
+        starting.add(frame("burst", 10))
+    assert not starting.ready(0, always)
+    starting.add(frame("quiet"))
+    assert starting.ready(0, always)
+    assert [s.app for s in starting.take(0, always)] == ["quiet"]
+
+
+def test_a_late_loop_lets_fewer_start_and_one_in_time_more() -> None:
+    pace = LoopPace()
+    first = pace.left
+    pace.adjust(1.0)
+    assert 0 < pace.left < first
+    for _ in range(50):
+        pace.took(pace.left)
+        pace.adjust(0.0)
+    assert pace.left > first
+
+
+def test_an_allowance_that_nobody_uses_does_not_grow() -> None:
+    pace = LoopPace()
+    first = pace.left
+    for _ in range(50):
+        pace.adjust(0.0)
+    assert pace.left == first
+
+
+def test_what_was_taken_beyond_the_allowance_is_worked_off() -> None:
+    pace = LoopPace()
+    allowance = pace.left
+    pace.took(3 * allowance)
+    pace.adjust(0.0)
+    assert pace.left == 0
+    for _ in range(3):
+        pace.adjust(0.0)
+    assert pace.left > 0
+
+
+def test_partitions_take_turns_at_being_the_first() -> None:
+    pace, woken = LoopPace(), []
+    for number in range(3):
+        pace.on_tick(functools.partial(woken.append, number))
+    for _ in range(3):
+        for wake in pace._in_turn():
+            wake()
+    assert woken == [0, 1, 2, 1, 2, 0, 2, 0, 1]
