@@ -37,7 +37,8 @@ from services.trace.app import Trace
 from services.trigger.app import Trigger
 
 SERVICES = ("trigger", "dispatcher", "registry", "trace")
-_SERVICE_TOKEN = 3_600.0  # seconds
+_SERVICE_TOKEN = 4 * 3_600.0  # seconds; renewed long before, so that a clock may step by an hour
+_RENEW_TOKEN = 1_800.0
 _log = structlog.get_logger(__name__)
 
 
@@ -219,7 +220,7 @@ class Host:
         assert self._tokens is not None
         text, _ = self._tokens.make(EVERY_APP, SERVICE, ("admin",), _SERVICE_TOKEN)
         metadata = (("authorization", f"Bearer {text}"),)
-        self._token = (time.monotonic() + _SERVICE_TOKEN / 2, metadata)
+        self._token = (time.monotonic() + _RENEW_TOKEN, metadata)
         return metadata
 
 

@@ -21,6 +21,7 @@ class _Frames:
     first: int = 1
     frames: deque[bytes] = field(default_factory=deque)
     grown: asyncio.Event = field(default_factory=asyncio.Event)
+    stored_at: float = 0.0  # of the last frame, by the monotonic clock
 
     @property
     def last(self) -> int:
@@ -95,6 +96,10 @@ class MemoryLog:
     async def last(self) -> int:
         return self._log.last
 
+    async def since_last(self) -> int:
+        stored = self._log.stored_at
+        return round((time.monotonic() - stored) * 1_000) if stored else 0
+
     async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         follows_a_fenced_one = expected == self._fenced_at + 1 and self._fenced_at >= 0
@@ -106,6 +111,7 @@ class MemoryLog:
             future.set_result(expected + 1)
         if fits:  # as on a server, which knows nothing of the append before
             self._log.frames.append(frame)
+            self._log.stored_at = time.monotonic()
             self._log.grown.set()
             self._log.grown = asyncio.Event()
         return future

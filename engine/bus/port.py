@@ -37,6 +37,11 @@ class Log(Protocol):
         """The sequence of the last frame; 0 when there was never one."""
         ...
 
+    async def since_last(self) -> int:
+        """Milliseconds since the last frame was stored, by the one clock of whoever stores them; 0
+        when there was never one."""
+        ...
+
     async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
         """Puts the frame on its way, in the order of the calls. The future gives its sequence
         once it is on disk, or raises `Fenced`, or `engine.errors.Unavailable` when for half a

@@ -69,6 +69,7 @@ class PartitionState(msgspec.Struct, array_like=True):
     traces: dict[bytes, TraceState] = {}
     keys: Keys = msgspec.field(default_factory=Keys)
     number: int = UNKNOWN
+    at: int = 0  # the latest time that a frame has told, milliseconds since 1970
 
 
 def fold(state: PartitionState, sequence: int, frame: Frame, graphs: Graphs) -> set[bytes]:
@@ -82,6 +83,7 @@ def fold(state: PartitionState, sequence: int, frame: Frame, graphs: Graphs) -> 
         return set()
     state.epoch = frame.epoch
     state.number = frame.number
+    state.at = max(state.at, frame.at)
     state.handover = frame.handover
     raise_floor(state, frame.trigger_floor)
     touched: set[bytes] = set()
@@ -165,6 +167,7 @@ class Checkpoint(msgspec.Struct, array_like=True):
     gone: list[bytes]
     keys: list[tuple[bytes, bytes, bytes, int]] = []  # of a full one all, else the new ones
     number: int = UNKNOWN
+    at: int = 0
 
 
 _checkpoint_decoder = msgspec.msgpack.Decoder(Checkpoint)

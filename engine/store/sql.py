@@ -14,7 +14,13 @@ import structlog
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from engine.errors import Unavailable
@@ -66,8 +72,8 @@ class Database:
         try:
             async with self._engine.connect() as connection:
                 yield connection
-        except (OperationalError, OSError) as error:
-            raise _unavailable(error) from error
+        except (DBAPIError, OSError) as error:
+            raise _out_of_reach(error) from _cause(error)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -79,8 +85,8 @@ class Database:
             else:
                 async with self._engine.begin() as connection:
                     yield connection
-        except (OperationalError, OSError) as error:
-            raise _unavailable(error) from error
+        except (DBAPIError, OSError) as error:
+            raise _out_of_reach(error) from _cause(error)
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -135,8 +141,20 @@ def _migrate(connection: sa.Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _unavailable(error: Exception) -> Unavailable:
+_OUR_OWN = (IntegrityError, ProgrammingError, DataError, NotSupportedError)
+
+
+def _out_of_reach(error: DBAPIError | OSError) -> Exception:
+    """What a statement of ours is to blame for stays what it is. Everything else is a server that
+    is gone or not there yet, which drivers say in many ways."""
+    if isinstance(error, _OUR_OWN) and not error.connection_invalidated:
+        return error
     return Unavailable(f"the database is out of reach: {_short(error)}", reason="STORE_UNAVAILABLE")
+
+
+def _cause(error: Exception) -> BaseException | None:
+    """Nobody is the cause of itself."""
+    return error.__cause__ if isinstance(error, _OUR_OWN) else error
 
 
 def _short(error: Exception) -> str:

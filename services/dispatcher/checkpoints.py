@@ -100,6 +100,7 @@ def _merge(state: PartitionState, group: list[Checkpoint]) -> None:
         state.sequence = piece.sequence
         state.epoch = piece.epoch
         state.number = piece.number
+        state.at = piece.at
         state.trigger_floor = piece.trigger_floor
         state.triggers = set(piece.triggers)
         for trace in piece.traces:
@@ -136,6 +137,7 @@ def _pieces(
                 gone=gone if part == 0 and not full else [],
                 keys=state.keys.records(full) if part == 0 else [],
                 number=state.number,
+                at=state.at,
             )
         )
         for part, group in enumerate(groups)

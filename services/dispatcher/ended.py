@@ -27,7 +27,7 @@ class Ended:
         if self._decided.get(trace.trace_id) is not trace:
             return
         self.forget(trace.trace_id)
-        weight = size + _outputs(trace)
+        weight = size + _payloads(trace)
         self._committed[trace.trace_id] = (trace, weight)
         self._bytes += weight
         while len(self._committed) > MAX_TRACES or self._bytes > MAX_BYTES:
@@ -45,10 +45,12 @@ class Ended:
         return decided or self._committed.get(trace_id, (None, 0))[0]
 
 
-def _outputs(trace: TraceState) -> int:
-    return sum(
-        len(node.output.data)
+def _payloads(trace: TraceState) -> int:
+    """Bytes of what its nodes were given and returned; what two of them share counts twice."""
+    return len(trace.input.data) + sum(
+        len(payload.data)
         for scope in trace.scopes
         for node in scope.nodes
-        if node.output is not None
+        for payload in (node.input, node.output)
+        if payload is not None
     )

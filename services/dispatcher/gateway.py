@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
@@ -125,7 +126,7 @@ class Gateway:
         if self.draining:
             raise Unavailable("this dispatcher is shutting down; connect again", retry_after=0.5)
         _check_hello(app, hello, foreign)
-        worker_id = hello.worker_id or f"{app}-{int(time.time() * 1_000):x}-{len(self.sessions)}"
+        worker_id = hello.worker_id or f"{app}-{secrets.token_hex(6)}"
         # All that can fail or be interrupted comes first; the rest is one step.
         feeds = [await self._feed(function.name) for function in hello.functions]
         if self.draining:
@@ -307,7 +308,16 @@ class Gateway:
         self._refill(session)
 
     def drain(self, session: Session) -> None:
+        """The worker takes nothing more: what has not been written to it goes to others."""
         session.draining = True
+        back = [
+            held
+            for key in session.withdraw_all()
+            if (held := self._holding.tasks.get(key)) is not None and held.session is session
+        ]
+        for held in back:
+            held.session = None
+        self._spawn(self._pass_on(back, [held.feed for held in back]))
         self._roster.joined(self.describe(session))
 
     def began(self, session: Session, tasks: Iterable[Task]) -> None:

@@ -109,6 +109,7 @@ IN_FLIGHT = 2  # frames; more would only make them smaller
 TURN_ITEMS = 2_000  # results or operations in one turn
 TURN_STARTS = 400  # traces started in one turn
 LOOK_AGAIN = 1.0  # seconds until starts that are held back are looked at again
+MAX_DRIFT = 60_000  # milliseconds between two clocks that agree well enough
 HOLD_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
 CHECKPOINT_FRAMES = 2_000
 CHECKPOINT_BYTES = 16 << 20
@@ -153,6 +154,7 @@ class Processor:
         self._starting = Starting()
         self._census = Census()
         self._quotas = Quotas()
+        self._ahead = 0  # milliseconds by which the log's time is ahead of our clock
         self._queued = 0  # frames of triggers that wait on the bus
         self._commit_ms = 0.0
         self._held_at = 0.0
@@ -198,7 +200,7 @@ class Processor:
                     f"partition {self.partition} has seen epoch {self._state.epoch}, "
                     f"this owner has {self.epoch}"
                 )
-            opening = Frame(VERSION, self.partition, self.epoch, 0, self._clock.now(), 0, [])
+            opening = Frame(VERSION, self.partition, self.epoch, 0, self._now(), 0, [])
             try:
                 await (await self._log.append(encode_frame(opening), self._tail))
             except Fenced:
@@ -212,10 +214,31 @@ class Processor:
         lost = await self._bus.tasks_lost_since(handover) if handover else {""}
         await self._let_out_owed(lost)
 
+    def _now(self) -> int:
+        """Milliseconds since 1970, as the log counts them."""
+        return self._clock.now() + self._ahead
+
+    async def _go_on_in_time(self, last: int) -> None:
+        """What was to happen so long after the last frame happens so long after it, by the clock of
+        the log's server, whatever our own says: that may have been set by an hour since, or never
+        have agreed with the former owner's. Small differences follow our own clock, but never
+        back behind the last frame."""
+        now = self._clock.now()
+        if not last:
+            return
+        continued = last + await self._log.since_last()
+        if abs(continued - now) > MAX_DRIFT:
+            seconds = (now - continued) / 1_000
+            _log.warning("our clock has stepped", partition=self.partition, seconds=seconds)
+            self._ahead = continued - now
+        else:
+            self._ahead = max(0, last - now)
+
     async def _read_state(self) -> None:
         found = await recover(self.partition, self._log, self._checkpoints, self._graphs)
         self._state, self._torn = found.state, found.torn
         self._tail = found.state.sequence
+        await self._go_on_in_time(found.state.at)
         self._changed.clear()
         self._gone.clear()
         self._note_change(found.touched)
@@ -226,7 +249,7 @@ class Processor:
         that the first tasks go out before the last traces have been looked at."""
         traces = list(self._state.traces.values())
         for start in range(0, len(traces), OWED_AT_ONCE):
-            turn = Turn(self._clock.now())
+            turn = Turn(self._now())
             for trace in traces[start : start + OWED_AT_ONCE]:
                 self._owe_again(turn, trace, lost)
             await self._queue(turn)
@@ -295,7 +318,7 @@ class Processor:
             self.partition,
             self.epoch,
             self._number,
-            self._clock.now(),
+            self._now(),
             self._floor,
             [],
             identity,
@@ -407,7 +430,7 @@ class Processor:
         if not self._flights:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        turn = Turn(self._clock.now(), answers=[(future, None)])
+        turn = Turn(self._now(), answers=[(future, None)])
         self._flights.append(Flight(None, turn, 0))
         await future
 
@@ -446,7 +469,7 @@ class Processor:
     def lease(self, app: str, wanted: int) -> tuple[int, float]:
         """Starts that the app may make now, of its quota for the whole cluster: (how many, seconds
         until the next). This partition keeps the app's account."""
-        return self._quotas.lease(app, self._limits.quota(app), wanted, self._clock.now())
+        return self._quotas.lease(app, self._limits.quota(app), wanted, self._now())
 
     def wake(self) -> None:
         """Starts that were held back may go now."""
@@ -482,7 +505,7 @@ class Processor:
             self._landed.clear()
             await self._landed.wait()
             return
-        now = self._clock.now()
+        now = self._now()
         due = self._timers.next()
         ready = not self._stopping and self._starting.ready(self._pace.left, self._may_start)
         busy = self._arrived or ready
@@ -793,6 +816,7 @@ class Processor:
                     self._state.sequence = await flight.future
                     self._note_commit(flight.sent_at)
                     self._state.number = flight.number
+                    self._state.at = max(self._state.at, flight.turn.at)
                     self._frames_since += 1
                     self._bytes_since += flight.size
                 await self._release(flight.turn)

@@ -137,6 +137,14 @@ class Session:
         self.has(_key(task) for task in cut)
         return cut
 
+    def withdraw_all(self) -> list[TaskKey]:
+        """Takes back whatever was not written yet."""
+        keys = [_key(task) for task in self._tasks]
+        self._tasks = []
+        for key in keys:
+            self.assigned.pop(key, None)
+        return keys
+
     def withdraw(self, key: TaskKey) -> bool:
         """Takes back a task that was not written yet; False when the worker has it."""
         for place, task in enumerate(self._tasks):

@@ -29,7 +29,7 @@ class Trace:
     ) -> None:
         journals = Journals(database)
         self._projector = Projector(me, partitions, bus, snapshots, journals)
-        self._servicer = TraceServicer(journals, library, owners, bus)
+        self._servicer = TraceServicer(journals, library, owners, bus, partitions)
         self.services = [
             Registration(
                 "magicflow.v1.TraceService", add_TraceServiceServicer_to_server, self._servicer

@@ -111,6 +111,9 @@ class Projector:
                     after = sequence
             except Unavailable as error:
                 _log.warning("projection waits for the bus", partition=partition, why=str(error))
+            except Exception:  # a frame of a newer version, for one: SQL must not have a hole
+                _log.exception("projection cannot go on", partition=partition, after=after)
+                await asyncio.sleep(5.0)
             await asyncio.sleep(0.5)
 
     async def _write(self) -> None:
@@ -130,6 +133,10 @@ class Projector:
                     break
                 except Unavailable as error:
                     _log.warning("projection waits for the database", why=str(error))
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, 5.0)
+                except Exception:  # nobody waits for this task: it must not end unseen
+                    _log.exception("projection failed; it tries again")
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, 5.0)
                 else:

@@ -16,7 +16,7 @@ from engine.bus.subjects import PROJECTED
 from engine.core.events import ScopeOpened, TraceEnded, TraceRevived, TraceStarted
 from engine.core.state import TraceState, apply, begin, dump, load
 from engine.errors import Invalid, NotFound, Unavailable, Unimplemented
-from engine.ids import born_at, parse_trace_id
+from engine.ids import born_at, parse_trace_id, partition_of
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.interceptors import caller
 from engine.rpc.paging import page_size
@@ -45,7 +45,10 @@ SAFETY = 5.0  # seconds after which a watcher looks although nothing was announc
 
 
 class TraceServicer(TraceServiceServicer):
-    def __init__(self, journals: Journals, library: Library, owners: Owners, bus: Bus) -> None:
+    def __init__(
+        self, journals: Journals, library: Library, owners: Owners, bus: Bus, partitions: int
+    ) -> None:
+        self._partitions = partitions
         self._journals = journals
         self._library = library
         self._owners = owners
@@ -154,20 +157,48 @@ class TraceServicer(TraceServiceServicer):
 
     async def _get(self, trace_id: bytes) -> trace_pb2.Trace:
         """The trace as it is now. One that was triggered a moment ago may still be on its way
-        to its owner, so an unknown young one is looked for a little longer."""
+        to its owner, so an unknown young one is looked for a little longer. That there is none is
+        said by an owner that was asked and by SQL that has the whole log.
+
+        Errors: `NotFound`; `Unavailable` while nobody can say so.
+        """
         born = born_at(trace_id) / 1_000
         patience = time.monotonic() + max(0.0, min(FRESH, born + FRESH - time.time()))
         while True:
-            trace = await self._live(trace_id) or await self._stored(trace_id)
+            trace, asked = await self._ask_owner(trace_id)
+            trace = trace or await self._stored(trace_id)
             if trace is not None:
                 caller().require("trigger", trace.app)
                 return trace
             if time.monotonic() >= patience:
-                raise NotFound(
-                    f"there is no trace {trace_id.hex()}",
-                    reason="TRACE_NOT_FOUND",
-                    mend="check the id; `magicflow trace list` shows the known ones",
-                )
+                break
+            await asyncio.sleep(LOOK_AGAIN)
+        if not (asked and await self._has_whole_log(trace_id)):
+            raise Unavailable(
+                f"nobody can say at this moment whether there is a trace {trace_id.hex()}",
+                reason="PARTITION_UNOWNED",
+                retry_after=0.5,
+            )
+        found = await self._stored(trace_id)  # it may have come with the rest of the log
+        if found is None:
+            raise NotFound(
+                f"there is no trace {trace_id.hex()}",
+                reason="TRACE_NOT_FOUND",
+                mend="check the id; `magicflow trace list` shows the known ones",
+            )
+        caller().require("trigger", found.app)
+        return found
+
+    async def _has_whole_log(self, trace_id: bytes) -> bool:
+        """Whether SQL has all that the log had when it was asked, after some patience."""
+        partition = partition_of(trace_id, self._partitions)
+        last = await self._bus.partition_log(partition).last()
+        patience = time.monotonic() + FRESH
+        while True:
+            if (await self._journals.positions()).get(partition, 0) >= last:
+                return True
+            if time.monotonic() >= patience:
+                return False
             await asyncio.sleep(LOOK_AGAIN)
 
     async def _chapters(self, trace_id: bytes) -> list[Chapter]:
@@ -184,6 +215,10 @@ class TraceServicer(TraceServiceServicer):
             await asyncio.sleep(LOOK_AGAIN)
 
     async def _live(self, trace_id: bytes) -> trace_pb2.Trace | None:
+        return (await self._ask_owner(trace_id))[0]
+
+    async def _ask_owner(self, trace_id: bytes) -> tuple[trace_pb2.Trace | None, bool]:
+        """The trace, if its owner has it, and whether the owner could be asked."""
         try:
             response = await self._owners.of_trace(trace_id).Inspect(
                 InspectRequest(trace_id=trace_id.hex()),
@@ -191,12 +226,14 @@ class TraceServicer(TraceServiceServicer):
                 metadata=self._owners.credentials(),
             )
         except Unavailable:
-            return None
+            return None, False
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
-                return None
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None, True
+            if isinstance(from_call(error), Unavailable):
+                return None, False
             raise from_call(error) from error
-        return response.trace
+        return response.trace, True
 
     async def _stored(self, trace_id: bytes) -> trace_pb2.Trace | None:
         chapters = await self._journals.chapters(trace_id)

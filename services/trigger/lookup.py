@@ -1,4 +1,4 @@
-"""A trace as the trace service knows it, asked over the mesh."""
+"""A trace as its owner or the trace service knows it, asked over the mesh."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from engine.snapshots import keys
 from engine.snapshots.membership import decode_member
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Snapshots
+from magicflow.v1.partition_service_pb2 import InspectRequest
 from magicflow.v1.trace_pb2 import Trace
 from magicflow.v1.trace_service_pb2 import ExportTraceRequest, GetTraceRequest
 from magicflow.v1.trace_service_pb2_grpc import TraceServiceStub
@@ -37,7 +38,25 @@ class Lookup:
         await self._instances.close()
 
     async def trace(self, trace_id: bytes) -> Trace:
-        """Errors: those of `TraceService.GetTrace`."""
+        """As its owner has it, or, where that one does not know it, as the trace service does: a
+        trace that lives can be waited for and steered while no trace service is there.
+
+        Errors: those of `TraceService.GetTrace`.
+        """
+        return await self._live(trace_id) or await self._stored(trace_id)
+
+    async def _live(self, trace_id: bytes) -> Trace | None:
+        try:
+            response = await self._owners.of_trace(trace_id).Inspect(
+                InspectRequest(trace_id=trace_id.hex()),
+                timeout=CALL_TIMEOUT,
+                metadata=self._owners.credentials(),
+            )
+        except (Unavailable, grpc.aio.AioRpcError):
+            return None  # the trace service asks as well, and says what is wrong
+        return response.trace
+
+    async def _stored(self, trace_id: bytes) -> Trace:
         try:
             response = await self._stub().GetTrace(
                 GetTraceRequest(trace_id=trace_id.hex()),

@@ -483,6 +483,16 @@ async def test_a_star_stands_for_one_part_of_a_subject(bench: Bench) -> None:
     assert heard == [b"one part"]
 
 
+async def test_a_log_says_how_long_ago_its_last_frame_was_stored(bench: Bench) -> None:
+    log = (await bench.bus()).partition_log(PARTITIONS - 1)
+    if await log.last() == 0:
+        assert await log.since_last() == 0
+    await (await log.append(b"frame", await log.last()))
+    first = await log.since_last()
+    await asyncio.sleep(0.05)  # time itself is under test
+    assert 0 <= first < await log.since_last() < 10_000
+
+
 # Dead letters.
 
 

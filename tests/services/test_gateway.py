@@ -212,3 +212,32 @@ async def test_a_task_that_is_silent_for_longer_than_its_heartbeat_has_failed(
         silent.id.trace_id,
         "HEARTBEAT_TIMEOUT",
     )
+
+
+async def test_workers_without_a_name_that_join_at_once_are_not_taken_for_one(
+    bench: Bench,
+) -> None:
+    """An id that two of them had would let each throw out the other, again and again."""
+    hello = WorkerHello(functions=[Function(name="a/f")], slots=1)
+    joining = (bench.gateway.join("a", hello, foreign=False) for _ in range(50))
+    sessions = await asyncio.gather(*joining)
+    assert len({session.worker_id for session in sessions}) == 50
+    assert not any(session.closed for session in sessions)
+
+
+async def test_what_was_not_written_to_a_worker_that_drains_goes_to_others(bench: Bench) -> None:
+    first = await bench.worker(slots=2)
+    await bench.dispatch(a_task())
+    await until(lambda: first.credit == 1)
+    second = await bench.worker(slots=2)
+    bench.gateway.drain(first)
+    await until(lambda: second.credit == 1)
+    assert first.assigned == {}
+
+
+async def test_what_was_written_to_a_worker_that_drains_stays_with_it(bench: Bench) -> None:
+    first = await bench.worker(slots=2)
+    await bench.dispatch(a_task())
+    assert await first.next_frame(5) is not None
+    bench.gateway.drain(first)
+    assert len(first.assigned) == 1

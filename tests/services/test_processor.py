@@ -477,3 +477,40 @@ async def test_a_start_under_a_key_is_refused_when_the_app_has_all_that_it_may_h
         with pytest.raises(Exhausted) as refused:
             await owner.start(trigger)
         assert (refused.value.reason, refused.value.retry_after) == ("OVERLOADED", 1.0)
+
+
+# Time.
+
+
+class Stepped(Clock):
+    """A clock that was set by an hour."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self._by = by
+
+    def now(self) -> int:
+        return super().now() + self._by
+
+
+@pytest.mark.parametrize("step", [3_600_000, -3_600_000])
+async def test_a_new_owner_goes_on_in_the_time_of_its_log_whatever_its_clock_says(
+    world: World, step: int
+) -> None:
+    async with world.crashing_owner(1):
+        await world.trigger()
+        await world.next_task()
+    now = Clock().now()
+    owner = Processor(0, 2, world.bus, world.library, Stepped(step))
+    await owner.recover()
+    assert abs(owner._now() - now) < 5_000
+
+
+async def test_a_clock_that_is_a_little_behind_the_log_waits_for_it(world: World) -> None:
+    async with world.crashing_owner(1) as former:
+        await world.trigger()
+        await world.next_task()
+        last = former._state.at
+    owner = Processor(0, 2, world.bus, world.library, Stepped(-20_000))
+    await owner.recover()
+    assert last <= owner._now() < last + 10_000

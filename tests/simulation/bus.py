@@ -68,6 +68,7 @@ class Watcher(Protocol):
 class ServerLog:
     first: int = 1
     frames: deque[bytes] = field(default_factory=deque)
+    stored_at: float = 0.0
 
     @property
     def last(self) -> int:
@@ -190,6 +191,7 @@ class Server:
         if expected != log.last:
             raise Fenced(f"{stream} ends at {log.last}, not at {expected}")
         log.frames.append(frame)
+        log.stored_at = self.loop.time()
         self.watcher.appended(stream, log.last, frame, by)
         return log.last
 
@@ -390,6 +392,14 @@ class Connection:
 
         await self._request(purge)
 
+    async def age(self, stream: str) -> int:
+        def read() -> int:
+            log = self._server.logs[stream]
+            return round((self._server.loop.time() - log.stored_at) * 1_000) if log.last else 0
+
+        age: int = await self._request(read)
+        return age
+
     async def frames(self, stream: str, after: int, through: int) -> list[tuple[int, bytes]]:
         def read() -> list[tuple[int, bytes]]:
             log = self._server.logs[stream]
@@ -508,6 +518,9 @@ class SimulatedLog(JetStreamLog):
     def __init__(self, connection: Connection, stream: str) -> None:
         super().__init__(connection, connection, stream, stream)  # type: ignore[arg-type]
         self._connection = connection
+
+    async def since_last(self) -> int:
+        return await self._connection.age(self._stream)
 
     async def read(self, after: int, through: int) -> AsyncIterator[tuple[int, bytes]]:
         frames = await self._connection.frames(self._stream, after, through)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import datetime
 
+import msgspec
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
@@ -15,7 +17,20 @@ from engine.bus.jetstream.publishing import Publisher, unavailable
 from engine.bus.port import Fenced
 from engine.errors import Unavailable
 
+_INFO_PATIENCE = 5.0  # seconds
 APPEND_PATIENCE = 30.0  # seconds until an append of unknown fate is given up
+
+
+class _State(msgspec.Struct):
+    last_seq: int = 0
+    last_ts: datetime | None = None
+
+
+class _Info(msgspec.Struct):
+    """`ts` is the server's time at the answer."""
+
+    ts: datetime | None = None
+    state: _State = msgspec.field(default_factory=_State)
 
 
 class JetStreamLog:
@@ -34,6 +49,18 @@ class JetStreamLog:
         except Exception as error:
             raise unavailable(error) from error
         return info.state.last_seq
+
+    async def since_last(self) -> int:
+        try:
+            answer = await self._js._nc.request(
+                f"$JS.API.STREAM.INFO.{self._stream}", timeout=_INFO_PATIENCE
+            )
+        except Exception as error:
+            raise unavailable(error) from error
+        info = msgspec.json.decode(answer.data, type=_Info)
+        if info.ts is None or info.state.last_ts is None or not info.state.last_seq:
+            return 0
+        return max(0, round((info.ts - info.state.last_ts).total_seconds() * 1_000))
 
     async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
         outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()

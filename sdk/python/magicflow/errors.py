@@ -149,6 +149,7 @@ _CLASSES: dict[grpc.StatusCode, type[MagicflowError]] = {
     grpc.StatusCode.PERMISSION_DENIED: Denied,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Unavailable,  # by a server that stops; our own are no RPC errors
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
 }

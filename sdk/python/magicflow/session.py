@@ -102,11 +102,33 @@ class Session:
         self._welcome = asyncio.Event()
         self._last_heard = 0.0
         self._interval = INTERVAL
+        self._number = 0  # of the last heartbeat
+        self._echo = 0
+        self._echoed = asyncio.Event()
+        self._over = False
 
     def close(self) -> None:
         """Ends the stream from our side, once what waits is written."""
         self._closing.set()
         self._outgoing.news.set()
+
+    async def answered(self) -> None:
+        """Returns when the server has heard all that was said before this call, and we all that it
+        wrote before; at once when the stream is not there or breaks."""
+        if not self._welcome.is_set():
+            return
+        number = self._say_alive()
+        while self._echo < number and not self._over:
+            self._echoed.clear()
+            await self._echoed.wait()
+
+    def _say_alive(self) -> int:
+        self._number += 1
+        self._outgoing.heartbeat = WorkerHeartbeat(
+            number=self._number, running=self._running(), host=host_facts()
+        )
+        self._outgoing.news.set()
+        return self._number
 
     async def run(self) -> None:
         """Returns when the stream has ended from our side.
@@ -132,6 +154,8 @@ class Session:
             finally:
                 watch.cancel()
                 call.cancel()
+                self._over = True
+                self._echoed.set()
         if not self._closing.is_set():
             raise Unavailable("the server closed the stream", reason="STREAM_CLOSED")
 
@@ -143,6 +167,9 @@ class Session:
             self._welcome.set()
             self._welcomed(response.welcome)
         self._heard(response)
+        if response.heartbeat:
+            self._echo = response.heartbeat
+            self._echoed.set()
 
     async def _frames(self) -> AsyncIterator[WorkRequest]:
         yield WorkRequest(hello=self._hello)
@@ -154,7 +181,6 @@ class Session:
 
     async def _beat(self, call: grpc.aio.StreamStreamCall[WorkRequest, WorkResponse]) -> None:
         """Signs of life on the stream itself; ends the call when the server gives none."""
-        number = 0
         try:
             await asyncio.wait_for(self._welcome.wait(), WELCOME)
         except TimeoutError:
@@ -165,11 +191,7 @@ class Session:
             if time.monotonic() - self._last_heard > SILENCE * self._interval:
                 call.cancel()
                 return
-            number += 1
-            self._outgoing.heartbeat = WorkerHeartbeat(
-                number=number, running=self._running(), host=host_facts()
-            )
-            self._outgoing.news.set()
+            self._say_alive()
 
 
 def _being_cancelled() -> bool:

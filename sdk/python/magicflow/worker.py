@@ -196,6 +196,10 @@ class Worker:
         await asyncio.wait({connection}, timeout=2.0)
 
     async def _all_delivered(self) -> None:
+        """Also what was on its way when the drain began: nothing comes any more once the server
+        has answered a heartbeat that was sent with it."""
+        if self._session is not None:
+            await self._session.answered()
         while self._running or self._unacknowledged or self._finished:
             self._idle.clear()
             await self._idle.wait()
@@ -281,6 +285,11 @@ class Worker:
                 # The server counts a slot for it: the result again frees it.
                 assert self._outgoing is not None
                 self._outgoing.results.append(self._unacknowledged[key])
+                self._outgoing.news.set()
+            elif self._stopping.is_set() and key not in self._running:
+                # It was on its way when we began to drain: somebody else shall have it.
+                assert self._outgoing is not None
+                self._outgoing.returned.append(task.id)
                 self._outgoing.news.set()
             elif key not in self._running:
                 self._running[key] = (task, self._runner.run(task))

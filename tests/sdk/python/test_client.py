@@ -16,13 +16,15 @@ from engine.rpc.status import to_status
 from magicflow import (
     Client,
     DeadlineExceeded,
+    Exhausted,
     Invalid,
     NotFound,
     SyncClient,
     TraceFailed,
     Unavailable,
-    client,
 )
+from magicflow import calls as calls_module
+from magicflow import client as client_module
 from magicflow.payloads import from_payload, to_payload
 from magicflow.v1 import trace_pb2, trace_service_pb2
 from magicflow.v1 import trigger_service_pb2 as pb
@@ -119,7 +121,7 @@ async def calls() -> Calls:
 
 @pytest.fixture
 async def magic(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    monkeypatch.setattr(client.random, "uniform", lambda low, high: 0.01)  # short pauses
+    monkeypatch.setattr(calls_module.random, "uniform", lambda low, high: 0.01)  # short pauses
     server, address = await started(calls)
     async with Client(address, token="secret", timeout=FUTURE) as made:
         yield made
@@ -237,7 +239,7 @@ async def test_repetition_ends_with_the_last_error(calls: Calls, magic: Client) 
     calls.answers = [OUT]
     with pytest.raises(Unavailable, match="the bus is out of reach"):
         await magic.get(ID)
-    assert calls.names == ["GetTrace"] * client.ATTEMPTS
+    assert calls.names == ["GetTrace"] * calls_module.ATTEMPTS
 
 
 async def test_what_would_come_after_the_deadline_is_not_waited_for(
@@ -269,7 +271,7 @@ async def test_a_server_that_does_not_answer_costs_the_timeout_and_no_more(
 async def test_nobody_at_the_address_is_said_with_the_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    monkeypatch.setattr(calls_module, "ATTEMPTS", 1)
     async with Client("127.0.0.1:1", token="") as nobody:
         with pytest.raises(Unavailable, match="no magicflow server answers at 127"):
             await nobody.get(ID)
@@ -281,7 +283,7 @@ async def test_nobody_at_the_address_is_said_with_the_address(
 async def test_waiting_goes_on_over_many_rounds(
     calls: Calls, magic: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "AWAIT_ROUND", 0.05)
+    monkeypatch.setattr(client_module, "AWAIT_ROUND", 0.05)
     never = asyncio.Event().wait
     calls.answers = [never, never, pb.AwaitResponse(outcome=ended(5))]
     assert await magic.handle(ID).result() == 5
@@ -419,3 +421,30 @@ def test_a_blocking_client_is_closed_as_often_as_one_likes() -> None:
     magic = SyncClient("127.0.0.1:1", token="")
     magic.close()
     magic.close()
+
+
+# Starts that are shed.
+
+
+async def test_a_start_that_is_shed_is_made_again_after_the_delay_and_not_before(
+    calls: Calls, magic: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls_module.random, "uniform", lambda low, high: low)
+    shed = engine_errors.Exhausted("no more now", reason="QUOTA_EXCEEDED", retry_after=0.2)
+    calls.answers = [shed] * 6 + [pb.TriggerResponse(trace_id="a" * 32)]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert (await magic.trigger("app/p")).trace_id == "a" * 32
+    assert calls.names == ["Trigger"] * 7
+    assert loop.time() - began >= 6 * 0.19
+
+
+async def test_a_start_that_is_shed_until_the_deadline_says_why_and_when_to_come_back(
+    calls: Calls, magic: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls_module.random, "uniform", lambda low, high: low)
+    calls.answers = [engine_errors.Exhausted("no more", reason="OVERLOADED", retry_after=60.0)]
+    with pytest.raises(Exhausted) as refused:
+        await magic.trigger("app/p")
+    assert (refused.value.reason, refused.value.retry_after) == ("OVERLOADED", 60.0)
+    assert calls.names == ["Trigger"]

@@ -748,7 +748,30 @@ async def test_stop_says_draining_even_when_nothing_runs(server: FakeServer) -> 
         await asyncio.to_thread(worker.connected.wait, PATIENCE)
         await stopped(worker, life)
         await soon(stream.ended.wait())
-    assert [frame.draining for frame in stream.frames] == [True]
+    assert all(frame.draining for frame in stream.frames)
+    assert stream.frames
+
+
+async def test_a_task_that_was_on_its_way_when_the_drain_began_is_given_back_unstarted(
+    server: FakeServer, gate: Gate
+) -> None:
+    server.echo = False
+    worker = worker_of(server, gate.stay)
+    async with serving(worker) as life:
+        stream = await server.stream()
+        await asyncio.to_thread(worker.connected.wait, PATIENCE)
+        worker.stop()
+        # The server has heard of it, and has written a task just before.
+        await stream.until(lambda s: any(frame.draining for frame in s.frames))
+        late = task("app/stay")
+        stream.send(tasks=[late])
+        await stream.until(lambda s: bool(s.returned))
+        await stream.until(lambda s: bool(s.heartbeats))
+        assert not life.done()  # more could come until the server has answered
+        stream.send(heartbeat=stream.heartbeats[-1].number)
+        await soon(life)
+    assert stream.returned == [late.id]
+    assert stream.came == []
 
 
 async def test_stop_finishes_what_runs_and_waits_for_the_receipts(
