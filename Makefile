@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export GRPC_VERBOSITY ?= ERROR
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup servers generate check-generate breaking lint types imports bench soak lock clean
+.PHONY: help demo test check setup servers generate check-generate breaking lint types imports bench soak chaos lock clean
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml sdk/python/pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps -e sdk/python -e .
 	touch $@
 
-servers: setup ## Fetch the servers that tests need and no package brings (etcd).
+servers: setup ## Fetch what tests need and no Python package brings (etcd; Debian packages for the rigs).
 	sh tools/fetch_etcd.sh
+	sh tools/install_rigs.sh
 
 generate: setup ## Generate the stubs from proto/.
 	buf generate
@@ -59,6 +60,9 @@ bench: setup ## Measure; see benchmarks/README.md.
 
 soak: setup ## Simulate many clusters under faults: make soak SEEDS=100000 FROM=0.
 	$(BIN)/python -m tests.simulation.soak $(or $(SEEDS),20000) $(or $(FROM),0)
+
+chaos: setup servers ## Attack real processes: make chaos ROUNDS=50 SECONDS=600 SEED=7 FAULTS=kill-nats,kill-etcd.
+	$(BIN)/python -m tests.system.chaos ROUNDS=$(ROUNDS) SECONDS=$(SECONDS) SEED=$(SEED) FAULTS=$(FAULTS) TRACES=$(TRACES) REPORT=$(REPORT)
 
 lock: ## Pin all dependencies anew into requirements.lock.
 	uv lock --quiet --upgrade
