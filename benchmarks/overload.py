@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,41 +28,55 @@ SERVICES = ("registry", "trace", "dispatcher", "trigger")
 ONE = "playbook: one\napp: {app}\nnodes: {{n: {{task: noop}}}}\n"
 
 
-@contextlib.asynccontextmanager
-async def cluster(data: Path, partitions: int) -> AsyncIterator[dict[str, str]]:
-    """Addresses by service, over a nats-server and an etcd."""
-    async with contextlib.AsyncExitStack() as stack:
-        nats, nats_address, monitor = await nats_child(data)
-        stack.push_async_callback(nats.stop)
+class Cluster:
+    """Every service in a process of its own, over a nats-server and an etcd."""
+
+    def __init__(self, data: Path, partitions: int, settings: dict[str, str] | None = None) -> None:
+        self._data = data
+        self._stack = contextlib.AsyncExitStack()
+        self._settings = {
+            "MAGICFLOW_DATA": str(data / "data"),
+            "MAGICFLOW_AUTH": "local",
+            "MAGICFLOW_LOG_LEVEL": "error",
+            "MAGICFLOW_PARTITIONS": str(partitions),
+            **(settings or {}),
+        }
+        self.addresses: dict[str, str] = {}
+        self.nats = self.etcd = ""
+
+    async def __aenter__(self) -> Cluster:
+        nats, self.nats, monitor = await nats_child(self._data)
+        self._stack.push_async_callback(nats.stop)
         await nats.start()
-        found = await etcd_child(data)
+        found = await etcd_child(self._data)
         assert found is not None, "there is no etcd on the PATH: run `make servers`"
-        etcd, endpoint = found
-        stack.push_async_callback(etcd.stop)
+        etcd, self.etcd = found
+        self._stack.push_async_callback(etcd.stop)
         await etcd.start()
-        addresses = {}
+        self._settings |= {
+            "MAGICFLOW_NATS": self.nats,
+            "MAGICFLOW_NATS_MONITOR": monitor,
+            "MAGICFLOW_ETCD": self.etcd,
+        }
         for service in SERVICES:
-            addresses[service] = f"127.0.0.1:{free_port()}"
-            settings = {
-                "MAGICFLOW_NATS": nats_address,
-                "MAGICFLOW_NATS_MONITOR": monitor,
-                "MAGICFLOW_ETCD": endpoint,
-                "MAGICFLOW_DATA": str(data / "data"),
-                "MAGICFLOW_AUTH": "local",
-                "MAGICFLOW_LOG_LEVEL": "error",
-                "MAGICFLOW_PARTITIONS": str(partitions),
-                "MAGICFLOW_INSTANCE": service,
-            }
-            arguments = ["serve", service, "--listen", addresses[service]]
-            child = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", *arguments],
-                env={**os.environ, **settings},
-                cwd=ROOT,
-            )
-            stack.callback(_end, child)
-            if service == "registry":  # makes the tables
-                await _until_open(addresses[service])
-        yield addresses
+            await self.serve(service, service)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def serve(self, service: str, instance: str) -> subprocess.Popen[bytes]:
+        """Starts an instance; returns when it listens."""
+        address = f"127.0.0.1:{free_port()}"
+        self.addresses.setdefault(service, address)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "serve", service, "--listen", address],
+            env={**os.environ, **self._settings, "MAGICFLOW_INSTANCE": instance},
+            cwd=ROOT,
+        )
+        self._stack.callback(_end, child)
+        await _until_open(address)
+        return child
 
 
 async def _until_open(address: str) -> None:
@@ -189,9 +203,10 @@ def _report(title: str, calm: list[float], loaded: list[float]) -> None:
 async def main(count: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            cluster(Path(folder), 8) as addresses,
-            magicflow.Client(addresses=addresses, timeout=120) as client,
+            Cluster(Path(folder), 8) as cluster,
+            magicflow.Client(addresses=cluster.addresses, timeout=120) as client,
         ):
+            addresses = cluster.addresses
             await until_ready(client)
             for app in ("quiet", "noisy"):
                 await client.create_app(app)
