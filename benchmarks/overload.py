@@ -42,10 +42,10 @@ class Cluster:
             **(settings or {}),
         }
         self.addresses: dict[str, str] = {}
-        self.nats = self.etcd = ""
+        self.nats = self.etcd = self.monitor = ""
 
     async def __aenter__(self) -> Cluster:
-        nats, self.nats, monitor = await nats_child(self._data)
+        nats, self.nats, self.monitor = await nats_child(self._data)
         self._stack.push_async_callback(nats.stop)
         await nats.start()
         found = await etcd_child(self._data)
@@ -55,7 +55,7 @@ class Cluster:
         await etcd.start()
         self._settings |= {
             "MAGICFLOW_NATS": self.nats,
-            "MAGICFLOW_NATS_MONITOR": monitor,
+            "MAGICFLOW_NATS_MONITOR": self.monitor,
             "MAGICFLOW_ETCD": self.etcd,
         }
         for service in SERVICES:

@@ -65,7 +65,7 @@ class Watcher:
 async def main(traces: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with Cluster(Path(folder), PARTITIONS, {"MAGICFLOW_LEASE": "2"}) as cluster:
-            second = await cluster.serve("dispatcher", "dispatcher-2")
+            second = await cluster.serve("dispatcher", "second-2")
             async with magicflow.Client(addresses=cluster.addresses, timeout=300) as client:
                 await until_ready(client)
                 await client.create_app("bench")
@@ -81,7 +81,7 @@ async def measure(
     second: subprocess.Popen[bytes],
     traces: int,
 ) -> None:
-    bus = await connect([cluster.nats], partitions=PARTITIONS)
+    bus = await connect([cluster.nats], partitions=PARTITIONS, monitors=[cluster.monitor])
     snapshots = EtcdSnapshots([cluster.etcd])
     watcher = Watcher()
     tasks = [asyncio.create_task(watcher.follow(bus, p)) for p in range(PARTITIONS)]
@@ -99,8 +99,8 @@ async def measure(
     _line("kill -9: from the blow to the new epoch", [new[p] - killed for p in theirs])
     _line("kill -9: from the lease's end", [new[p] - watcher.gone[p] for p in theirs])
 
-    again = await cluster.serve("dispatcher", "dispatcher-2")
     before = {p: watcher.epoch(p) for p in range(PARTITIONS)}
+    again = await cluster.serve("dispatcher", "second-2")
     await _until_owned(watcher, theirs, before)
     gaps = [watcher.first[p, watcher.epoch(p)] - watcher.last[p, before[p]] for p in theirs]
     _line("handover to one that joins: gap", gaps)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
+from typing import Any
 
 import structlog
 
@@ -25,6 +27,7 @@ from services.dispatcher.pace import LATE, LoopPace
 from services.dispatcher.processor import Deposed, Processor
 
 LEASE = 6.0  # seconds
+CLOSING = 15.0  # seconds for all handovers at the end
 RETRY = 0.25  # seconds between looks at what is not as it should be
 _log = structlog.get_logger(__name__)
 
@@ -58,6 +61,8 @@ class Ownership:
         self._projections = Mirror(snapshots, keys.PROJECTIONS)
         self._lease: Lease | None = None
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._leaving: asyncio.Task[None] | None = None  # a partition that is being handed on
+        self._ended: asyncio.Event = asyncio.Event()  # a partition has been let go
         self._made: dict[int, Processor] = {}  # also those that recover still
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = False
@@ -72,16 +77,19 @@ class Ownership:
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
-        """Hands everything over: processors end cleanly first, the lease goes last."""
+        """Hands everything over, one partition after the other, so that each stands still for its
+        own handover only; the lease goes last."""
         self._stopping = True
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        for processor in list(self.processors.values()):
+        await self._leave()
+        deadline = asyncio.get_running_loop().time() + CLOSING
+        for partition, processor in list(self.processors.items()):
             processor.stop()
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=15.0)
+            await self._wait([self._running[partition]], deadline)
+        await self._wait(self._running.values(), deadline)
         self._abandon_all()
         if self._lease is not None:
             with contextlib.suppress(Unavailable):
@@ -89,6 +97,17 @@ class Ownership:
         await self._pace.close()
         for mirror in (self._members, self._owners, self._projections):
             await mirror.close()
+
+    async def _leave(self) -> None:
+        """The others shall know who follows before anything is handed over."""
+        with contextlib.suppress(MagicflowError):
+            await self._snapshots.delete(f"{keys.DISPATCHERS}{self._me.name}")
+
+    async def _wait(self, running: Iterable[asyncio.Task[None]], deadline: float) -> None:
+        tasks = list(running)
+        if tasks:
+            left = max(0.0, deadline - asyncio.get_running_loop().time())
+            await asyncio.wait(tasks, timeout=left)
 
     def owner_of(self, partition: int) -> Claim | None:
         """Who owns it, as far as known here."""
@@ -102,33 +121,35 @@ class Ownership:
 
     async def _keep(self) -> None:
         while True:
+            self._ended.clear()
+            news = self._news()
+            await asyncio.sleep(0)  # it listens before we look: what comes meanwhile is not missed
             try:
                 assert self._lease is not None
                 if not self._lease.held():
                     await self._rejoin()
                 await self._settle()
+                timeout = 5.0 if self._all_mine_run() else RETRY
+                await asyncio.wait(news, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             except (MagicflowError, LeaseLost) as error:
                 _log.warning("ownership is uncertain", why=str(error))
                 await asyncio.sleep(RETRY)
-            await self._news()
+            finally:
+                for task in news:
+                    task.cancel()
 
-    async def _news(self) -> None:
+    def _news(self) -> list[asyncio.Task[Any]]:
+        """Done when something has changed that decides who owns what."""
         assert self._lease is not None
-        waits = [
+        return [
             asyncio.create_task(coroutine)
             for coroutine in (
                 self._members.news(),
                 self._owners.news(),
                 self._lease.lost(),
+                self._ended.wait(),
             )
         ]
-        try:
-            everything = self._all_mine_run()
-            timeout = 5.0 if everything else RETRY
-            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
 
     def _all_mine_run(self) -> bool:
         return all(partition in self._running for partition in self._mine())
@@ -152,15 +173,18 @@ class Ownership:
 
     async def _settle(self) -> None:
         mine = set(self._mine())
-        for partition in range(self._partitions):
-            if partition in mine and partition not in self._running:
-                await self._claim(partition)
-            elif partition not in mine and partition in self.processors:
-                self.processors[partition].stop()
-            processor = self.processors.get(partition)
-            if processor is not None:
-                value = self._projections.entries.get(keys.projection(partition))
-                processor.projected = int(value) if value else 0
+        free = [p for p in sorted(mine) if p not in self._running and self.owner_of(p) is None]
+        await asyncio.gather(*(self._claim(partition) for partition in free))
+        self._hand_on([p for p in self.processors if p not in mine])
+        for partition, processor in self.processors.items():
+            value = self._projections.entries.get(keys.projection(partition))
+            processor.projected = int(value) if value else 0
+
+    def _hand_on(self, others: list[int]) -> None:
+        """Lets go of what is another's now, one after the other."""
+        if others and (self._leaving is None or self._leaving.done()):
+            self._leaving = self._running[others[0]]
+            self.processors[others[0]].stop()
 
     async def _claim(self, partition: int) -> None:
         assert self._lease is not None
@@ -198,6 +222,7 @@ class Ownership:
             self._made.pop(partition, None)
             await self._let_go(partition, epoch)
             self._running.pop(partition, None)
+            self._ended.set()
 
     async def _let_go(self, partition: int, epoch: int) -> None:
         """Removes the key, if it is still the one of this epoch."""

@@ -113,7 +113,7 @@ MAX_DRIFT = 60_000  # milliseconds between two clocks that agree well enough
 HOLD_EVERY = 10.0  # seconds; the bus waits thirty before it gives a frame to somebody else
 CHECKPOINT_FRAMES = 2_000
 CHECKPOINT_BYTES = 16 << 20
-OWED_AT_ONCE = 500  # traces that a new owner looks at before it lets out what they are owed
+OWED_AT_ONCE = 100  # traces that a new owner looks at before it lets out what they are owed
 HANDOVER_PATIENCE = 5.0  # seconds until the bus must have every task frame
 _log = structlog.get_logger(__name__)
 
@@ -253,6 +253,7 @@ class Processor:
             for trace in traces[start : start + OWED_AT_ONCE]:
                 self._owe_again(turn, trace, lost)
             await self._queue(turn)
+            await asyncio.sleep(0)  # other partitions open their epochs meanwhile
         self._torn = set()
 
     def _owe_again(self, turn: Turn, trace: TraceState, lost: set[str]) -> None:

@@ -17,6 +17,7 @@ from engine.bus.jetstream.publishing import Publisher, unavailable
 from engine.bus.port import Fenced
 from engine.errors import Unavailable
 
+ONE_BY_ONE = 16  # frames that are read without a consumer
 _INFO_PATIENCE = 5.0  # seconds
 APPEND_PATIENCE = 30.0  # seconds until an append of unknown fate is given up
 
@@ -145,7 +146,14 @@ class JetStreamLog:
         except Exception as error:
             raise unavailable(error) from error
         through = min(through, state.last_seq)
-        if max(after + 1, state.first_seq) > through or not state.messages:
+        first = max(after + 1, state.first_seq)
+        if first > through or not state.messages:
+            return
+        if through - first < ONE_BY_ONE:  # sooner there than a consumer is made
+            for sequence in range(first, through + 1):
+                stored = await self._stored(sequence)
+                if stored is not None:
+                    yield sequence, stored
             return
         async for sequence, frame in self.follow(after):
             yield sequence, frame
