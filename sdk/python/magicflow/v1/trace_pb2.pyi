@@ -140,12 +140,6 @@ class _WaitCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitCode.Val
     """A sleep waits for its time."""
     WAIT_CODE_PAUSED: _WaitCode.ValueType  # 7
     """An operator paused the trace."""
-    WAIT_CODE_QUOTA: _WaitCode.ValueType  # 8
-    """The app's quota is used up."""
-    WAIT_CODE_PRIORITY: _WaitCode.ValueType  # 9
-    """Work of higher priority goes first."""
-    WAIT_CODE_ADMISSION: _WaitCode.ValueType  # 10
-    """The trigger waits for admission."""
     WAIT_CODE_START: _WaitCode.ValueType  # 11
     """The trace is delayed and begins at `until`."""
     WAIT_CODE_WINDOW: _WaitCode.ValueType  # 12
@@ -174,12 +168,6 @@ WAIT_CODE_SLEEP: WaitCode.ValueType  # 6
 """A sleep waits for its time."""
 WAIT_CODE_PAUSED: WaitCode.ValueType  # 7
 """An operator paused the trace."""
-WAIT_CODE_QUOTA: WaitCode.ValueType  # 8
-"""The app's quota is used up."""
-WAIT_CODE_PRIORITY: WaitCode.ValueType  # 9
-"""Work of higher priority goes first."""
-WAIT_CODE_ADMISSION: WaitCode.ValueType  # 10
-"""The trigger waits for admission."""
 WAIT_CODE_START: WaitCode.ValueType  # 11
 """The trace is delayed and begins at `until`."""
 WAIT_CODE_WINDOW: WaitCode.ValueType  # 12

@@ -188,7 +188,8 @@ class TriggerServiceServicer:
         """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
         that takes over the outcome of everything that does not come after the node.
 
-        Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+        Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND,
+        SNAPSHOT_NOT_FOUND, TOKEN_SCOPE, QUOTA_EXCEEDED, OVERLOADED, NO_WORKER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

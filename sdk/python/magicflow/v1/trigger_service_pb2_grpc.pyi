@@ -87,7 +87,8 @@ class TriggerServiceStub:
     """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
     that takes over the outcome of everything that does not come after the node.
 
-    Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+    Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND,
+    SNAPSHOT_NOT_FOUND, TOKEN_SCOPE, QUOTA_EXCEEDED, OVERLOADED, NO_WORKER.
     """
     CompleteNode: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.CompleteNodeRequest, _trigger_service_pb2.CompleteNodeResponse]
     """Gives a node its output by hand.
@@ -164,7 +165,8 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
     that takes over the outcome of everything that does not come after the node.
 
-    Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+    Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND,
+    SNAPSHOT_NOT_FOUND, TOKEN_SCOPE, QUOTA_EXCEEDED, OVERLOADED, NO_WORKER.
     """
     CompleteNode: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.CompleteNodeRequest, _trigger_service_pb2.CompleteNodeResponse]  # type: ignore[assignment]
     """Gives a node its output by hand.
@@ -292,7 +294,8 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs a trace again from one of its nodes, on the same or another snapshot, as a new trace
         that takes over the outcome of everything that does not come after the node.
 
-        Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND, TOKEN_SCOPE.
+        Errors: INVALID, INPUT_INVALID, PAYLOAD_TOO_LARGE, TRACE_NOT_FOUND, TRACE_STATE, NODE_NOT_FOUND,
+        SNAPSHOT_NOT_FOUND, TOKEN_SCOPE, QUOTA_EXCEEDED, OVERLOADED, NO_WORKER.
         """
 
     @_abc_1.abstractmethod

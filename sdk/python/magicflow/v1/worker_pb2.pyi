@@ -37,7 +37,9 @@ class Function(_message.Message):
     input_schema: _builtins.bytes
     """JSON Schema of the input, as JSON; empty accepts any JSON."""
     output_schema: _builtins.bytes
-    """JSON Schema of the output, as JSON; empty promises nothing."""
+    """JSON Schema of the output, as JSON; empty promises nothing. The SDK sees to it that results fit:
+    one that does not fails its attempt with OUTPUT_INVALID.
+    """
     description: _builtins.str
     """For people. At most 1,024 characters."""
     def __init__(
@@ -239,7 +241,9 @@ class WorkerHeartbeat(_message.Message):
     """Counts from 1 in this session; echoed by the server."""
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.TaskId]:
-        """The tasks in progress."""
+        """All tasks in progress. A worker that does not list what it was sent long ago, in two heartbeats
+        in a row, does not hear the server and counts as gone.
+        """
 
     @_builtins.property
     def host(self) -> Global___HostFacts:
