@@ -4,6 +4,7 @@ documentation."""
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,27 @@ def test_every_verb_has_its_stories() -> None:
     text = "\n".join(file.read_text() for file in STORIES)
     for verb in Verb:
         assert f"- {verb}:" in text, f"no story has the step {verb}"
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_of_ones_own_tells_the_stories_and_one_that_errs_does_not(
+    tmp_path: Path,
+) -> None:
+    """The third way: any program that keeps to the contract of `magicflow.conformance`."""
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import os, pathlib, sys\n"
+        "from magicflow import conformance\n"
+        f"pathlib.Path({str(tmp_path / 'was-here')!r}).touch()\n"
+        "async def lie(*given):\n"
+        "    return 'a lie'\n"
+        "if 'lies' in sys.argv:\n"
+        "    conformance.perform = lie\n"
+        "conformance.worker_of(pathlib.Path(os.environ['MAGICFLOW_BEHAVIOUR'])).run()\n"
+    )
+    story = HERE / "01-order" / "chain.yaml"
+    async with StackWay(f"{sys.executable} {program}") as way:
+        assert await differences(story, way) == ()
+    assert (tmp_path / "was-here").exists()
+    async with StackWay(f"{sys.executable} {program} lies") as way:
+        assert await differences(story, way) != ()
