@@ -49,7 +49,7 @@ async def set_app(
         float | None, typer.Option(help="Starts per second in the whole cluster; 0: no limit.")
     ] = None,
     in_flight: Annotated[
-        int | None, typer.Option(help="Traces at the same time; more wait; 0: no limit.")
+        int | None, typer.Option(min=0, help="Traces at the same time; more wait; 0: no limit.")
     ] = None,
     require_workers: Annotated[
         bool | None,
@@ -67,6 +67,15 @@ async def set_app(
     balancing: Annotated[
         str | None, typer.Option(help="round_robin, weight or consistent_hash.")
     ] = None,
+    max_nodes: Annotated[
+        int | None, typer.Option(min=0, help="Nodes of a playbook; 0: as the cluster.")
+    ] = None,
+    max_edges: Annotated[
+        int | None, typer.Option(min=0, help="Edges of a playbook; 0: as the cluster.")
+    ] = None,
+    max_document: Annotated[
+        int | None, typer.Option(min=0, help="Bytes of a document; 0: as the cluster.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Change an app's limits and brokers; what is not named stays."""
@@ -80,6 +89,9 @@ async def set_app(
             require_workers=require_workers,
             brokers=None if broker is None else [parse_broker(b) for b in broker if b],
             balancing=balancing,
+            max_nodes=max_nodes,
+            max_edges=max_edges,
+            max_document_bytes=max_document,
         )
     if as_json:
         show_json(changed)
@@ -106,6 +118,9 @@ def describe_app(item: App) -> str:
     parts += [f"{item.quota:g} starts/s"] if item.quota else []
     parts += [f"{item.in_flight} in flight"] if item.in_flight else []
     parts += ["requires workers"] if item.require_workers else []
+    parts += [f"at most {item.max_nodes} nodes"] if item.max_nodes else []
+    parts += [f"at most {item.max_edges} edges"] if item.max_edges else []
+    parts += [f"documents of {item.max_document_bytes} bytes"] if item.max_document_bytes else []
     if item.brokers:
         balancing = Balancing.Name(item.balancing).removeprefix("BALANCING_").lower()
         names = ", ".join(broker.name for broker in item.brokers)

@@ -12,7 +12,8 @@ from engine.snapshots.port import Change, Snapshots
 
 class App(msgspec.Struct, frozen=True):
     """`quota` is starts per second and `in_flight` live traces, both for the whole cluster; 0
-    means no limit. `require_workers`: no start without a live worker for every function."""
+    means no limit. `require_workers`: no start without a live worker for every function. The last
+    three bound its playbooks, 0 as the cluster does."""
 
     enabled: bool = True
     quota: float = 0.0
@@ -20,6 +21,9 @@ class App(msgspec.Struct, frozen=True):
     require_workers: bool = False
     balancing: Balance = "round_robin"
     brokers: tuple[Broker, ...] = ()
+    max_nodes: int = 0
+    max_edges: int = 0
+    max_document: int = 0
 
 
 _STANDARD = App()

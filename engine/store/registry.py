@@ -32,7 +32,7 @@ class RegistryStore:
         values = {"name": name, "description": description, "created_at": now}
         try:
             async with self._database.write() as connection:
-                await connection.execute(tables.app.insert().values(**values, **_settings(app)))
+                await connection.execute(tables.app.insert().values(**values, **row_of(app)))
         except IntegrityError as error:
             raise AlreadyExists(f"there is an app {name} already", reason="APP_EXISTS") from error
 
@@ -55,7 +55,7 @@ class RegistryStore:
             await connection.execute(
                 tables.app.update()
                 .where(tables.app.c.name == name)
-                .values(description=description, **_settings(app))
+                .values(description=description, **row_of(app))
             )
 
     async def add_token(self, values: dict[str, Any]) -> None:
@@ -247,7 +247,7 @@ class RegistryStore:
             return (await connection.execute(query)).all()
 
 
-def _settings(app: App) -> dict[str, Any]:
+def row_of(app: App) -> dict[str, Any]:
     return {
         "enabled": int(app.enabled),
         "quota": app.quota,
@@ -255,6 +255,9 @@ def _settings(app: App) -> dict[str, Any]:
         "require_workers": int(app.require_workers),
         "balancing": app.balancing,
         "brokers": msgspec.json.encode(app.brokers),
+        "max_nodes": app.max_nodes,
+        "max_edges": app.max_edges,
+        "max_document": app.max_document,
     }
 
 
@@ -268,4 +271,7 @@ def settings_of(row: Any) -> App:
         bool(row.require_workers),
         row.balancing,
         brokers,
+        row.max_nodes,
+        row.max_edges,
+        row.max_document,
     )

@@ -39,6 +39,9 @@ app = Table(
     Column("in_flight", Integer, nullable=False, server_default="0"),
     Column("require_workers", Integer, nullable=False, server_default="0"),
     Column("balancing", String(32), nullable=False, server_default="round_robin"),
+    Column("max_nodes", Integer, nullable=False, server_default="0"),
+    Column("max_edges", Integer, nullable=False, server_default="0"),
+    Column("max_document", Integer, nullable=False, server_default="0"),
 )
 
 token = Table(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.bus.balancing import Balance, Broker
+from engine.core.playbook import LIMITS
 from engine.errors import FieldViolation, Invalid
 from engine.snapshots.apps import App
 from engine.store.registry import settings_of
@@ -41,6 +42,9 @@ def settings(app: pb.App, partitions: int, *, enabled: bool) -> App:
         app.require_workers,
         _BALANCING[app.balancing],
         tuple(Broker(b.name, tuple(b.servers), b.weight or 1) for b in app.brokers),
+        app.max_nodes,
+        app.max_edges,
+        app.max_document_bytes,
     )
 
 
@@ -51,6 +55,14 @@ def _violations(app: pb.App, partitions: int) -> Iterator[FieldViolation]:
     if app.in_flight and not partitions <= app.in_flight <= MAX_IN_FLIGHT:
         mend = f"give 0 (no limit) or from {partitions}, one per partition, to {MAX_IN_FLIGHT:,}"
         yield _violation("in_flight", "is out of range", app.in_flight, mend)
+    for field, given, most in (
+        ("max_nodes", app.max_nodes, LIMITS.nodes),
+        ("max_edges", app.max_edges, LIMITS.edges),
+        ("max_document_bytes", app.max_document_bytes, LIMITS.document),
+    ):
+        if given > most:
+            mend = f"give 0 (as the cluster) or from 1 to {most:,}"
+            yield _violation(field, "is more than any playbook may have", given, mend)
     if app.balancing not in _BALANCING:
         yield _violation("balancing", "is unknown", app.balancing, "see the contract")
     if len(app.brokers) > MAX_BROKERS:
@@ -89,4 +101,7 @@ def app_message(row: Any) -> pb.App:
         in_flight=known.in_flight,
         require_workers=known.require_workers,
         balancing=pb.Balancing.Value(f"BALANCING_{known.balancing.upper()}"),
+        max_nodes=known.max_nodes,
+        max_edges=known.max_edges,
+        max_document_bytes=known.max_document,
     )

@@ -17,7 +17,7 @@ from engine.snapshots import keys
 from engine.snapshots.library import pack, parse_version, version
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Put, Require, Snapshots
-from engine.store.registry import RegistryStore
+from engine.store.registry import RegistryStore, settings_of
 from engine.wire.playbooks import violation
 from services.registry.calls import check_calls, check_rings
 from services.registry.surroundings import Surroundings
@@ -51,13 +51,27 @@ class Publishing:
     async def examine(self, source: str | Playbook, strict: bool) -> Examined:
         """Every finding: those of the playbook alone, and those that need the registry. With
         `strict` all of them are errors."""
-        if isinstance(source, str):
-            examined = examine_text(source, self._limits)
-        else:
-            examined = examine_playbook(source, self._limits)
+        examined = _examine(source, self._limits)
+        if examined.readable is not None:
+            limits = await self._limits_of(examined.readable.app)
+            if limits != self._limits:
+                examined = _examine(source, limits)
         if examined.readable is not None:
             examined = await self._with_surroundings(examined, examined.readable)
         return examined.without_warnings() if strict else examined
+
+    async def _limits_of(self, app: str) -> Limits:
+        """The app's own where they are tighter than the cluster's."""
+        try:
+            own = settings_of(await self._store.app(app))
+        except NotFound:
+            return self._limits
+        ours = self._limits
+        return Limits(
+            min(own.max_nodes or ours.nodes, ours.nodes),
+            min(own.max_edges or ours.edges, ours.edges),
+            min(own.max_document or ours.document, ours.document),
+        )
 
     async def publish(self, source: str | Playbook, strict: bool, by: str) -> Published:
         """Freezes the playbook. The same content again is the same snapshot.
@@ -148,3 +162,9 @@ def refuse_errors(examined: Examined) -> Playbook:
             violations=[violation(finding) for finding in errors],
         )
     return examined.playbook
+
+
+def _examine(source: str | Playbook, limits: Limits) -> Examined:
+    if isinstance(source, str):
+        return examine_text(source, limits)
+    return examine_playbook(source, limits)

@@ -13,17 +13,20 @@ from engine.config import Settings
 from engine.core.findings import Finding
 from engine.core.playbook import Limits
 from engine.document.examine import examine_text
+from engine.errors import NotFound
 from engine.snapshots import keys
+from engine.snapshots.apps import App
 from engine.snapshots.library import pack, version
 from engine.snapshots.memory import MemorySnapshots
 from engine.snapshots.mirror import Mirror
-from engine.store.registry import RegistryStore
+from engine.store.registry import RegistryStore, row_of
 from magicflow.v1.worker_pb2 import Function
 from services.registry.publishing import Publishing
 
 
 class Grants:
     def __init__(self) -> None:
+        self.apps: dict[str, App] = {}
         self._rows: list[Any] = []
 
     def give(self, target: str, grantee: str) -> None:
@@ -31,6 +34,11 @@ class Grants:
 
     async def grants(self, app: str) -> list[Any]:
         return self._rows
+
+    async def app(self, name: str) -> Any:
+        if name not in self.apps:
+            raise NotFound(f"there is no app {name}")
+        return SimpleNamespace(**row_of(self.apps[name]))
 
 
 class Registry:
@@ -230,6 +238,19 @@ async def test_the_bounds_of_a_playbook_are_settings_of_the_registry(registry: R
     assert (found.code, found.message) == ("BUDGET_EXCEEDED", "2 nodes; 1 are allowed")
     [found] = await registry.finds(document + "#" * 1_000)
     assert found.code == "DOCUMENT_TOO_LARGE"
+
+
+async def test_an_app_may_have_tighter_bounds_and_never_wider_ones(registry: Registry) -> None:
+    document = HEAD + "nodes: {a: {task: f}, b: {task: f}}\nedges: [{from: a, to: b}]"
+    registry.grants.apps = {"a": App(max_nodes=1), "other": App(max_nodes=1)}
+    [found] = await registry.finds(document)
+    assert (found.code, found.message) == ("BUDGET_EXCEEDED", "2 nodes; 1 are allowed")
+    assert await registry.finds(document.replace("app: a", "app: nobody")) == []
+    registry.grants.apps = {"a": App(max_document=40)}
+    assert [f.code for f in await registry.finds(document)] == ["DOCUMENT_TOO_LARGE"]
+    registry.limits = Settings(max_nodes=1).limits
+    registry.grants.apps = {"a": App(max_nodes=2_000)}
+    assert [f.code for f in await registry.finds(document)] == ["BUDGET_EXCEEDED"]
 
 
 # Rings.

@@ -52,21 +52,28 @@ class Administration(Calls):
         require_workers: bool | None = None,
         brokers: Iterable[registry.Broker] | None = None,
         balancing: str | None = None,
+        max_nodes: int | None = None,
+        max_edges: int | None = None,
+        max_document_bytes: int | None = None,
     ) -> registry.App:
         """Changes what is given; the app as it is then. `quota` is starts per second and
         `in_flight` live traces, both for the whole cluster, 0 for no limit; `balancing` is
-        `round_robin`, `weight` or `consistent_hash`. Errors: `Invalid`, `NotFound`, `Denied`."""
+        `round_robin`, `weight` or `consistent_hash`; the last three bound the app's playbooks, 0 as
+        the cluster does. Errors: `Invalid`, `NotFound`, `Denied`."""
         app = await self.app(name)
-        if description is not None:
-            app.description = description
-        if enabled is not None:
-            app.enabled = enabled
-        if quota is not None:
-            app.quota = quota
-        if in_flight is not None:
-            app.in_flight = in_flight
-        if require_workers is not None:
-            app.require_workers = require_workers
+        plain = {
+            "description": description,
+            "enabled": enabled,
+            "quota": quota,
+            "in_flight": in_flight,
+            "require_workers": require_workers,
+            "max_nodes": max_nodes,
+            "max_edges": max_edges,
+            "max_document_bytes": max_document_bytes,
+        }
+        for field, value in plain.items():
+            if value is not None:
+                setattr(app, field, value)
         if brokers is not None:
             del app.brokers[:]
             app.brokers.extend(brokers)

@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    for name in ("in_flight", "require_workers"):
+    for name in ("in_flight", "require_workers", "max_nodes", "max_edges", "max_document"):
         op.add_column("app", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
     op.add_column(
         "app",

@@ -98,6 +98,9 @@ class App(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     REQUIRE_WORKERS_FIELD_NUMBER: _builtins.int
     BALANCING_FIELD_NUMBER: _builtins.int
+    MAX_NODES_FIELD_NUMBER: _builtins.int
+    MAX_EDGES_FIELD_NUMBER: _builtins.int
+    MAX_DOCUMENT_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`[a-z][a-z0-9_-]{0,63}`, unique."""
     description: _builtins.str
@@ -114,6 +117,12 @@ class App(_message.Message):
     """True: a trigger is refused while no live worker offers a function that its playbook needs."""
     balancing: Global___Balancing.ValueType
     """How tasks are spread over `brokers`. Unspecified means round robin."""
+    max_nodes: _builtins.int
+    """Nodes that a playbook of the app may have. Zero means the cluster's limit, which is the most."""
+    max_edges: _builtins.int
+    """Edges that a playbook of the app may have. Zero means the cluster's limit, which is the most."""
+    max_document_bytes: _builtins.int
+    """Bytes that a document of the app may have. Zero means the cluster's limit, which is the most."""
     @_builtins.property
     def brokers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Broker]:
         """The NATS clusters of this app; empty uses the cluster's own."""
@@ -134,10 +143,13 @@ class App(_message.Message):
         in_flight: _builtins.int = ...,
         require_workers: _builtins.bool = ...,
         balancing: Global___Balancing.ValueType = ...,
+        max_nodes: _builtins.int = ...,
+        max_edges: _builtins.int = ...,
+        max_document_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "brokers", b"brokers", "created_at", b"created_at", "description", b"description", "enabled", b"enabled", "in_flight", b"in_flight", "name", b"name", "quota", b"quota", "require_workers", b"require_workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "brokers", b"brokers", "created_at", b"created_at", "description", b"description", "enabled", b"enabled", "in_flight", b"in_flight", "max_document_bytes", b"max_document_bytes", "max_edges", b"max_edges", "max_nodes", b"max_nodes", "name", b"name", "quota", b"quota", "require_workers", b"require_workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
