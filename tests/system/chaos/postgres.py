@@ -4,7 +4,6 @@ so this reaches into it."""
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 
 import psutil
@@ -28,10 +27,9 @@ def start_postgres(postgres: Postgres) -> None:
     deadline = time.monotonic() + START_LIMIT
     while True:
         try:
-            with postgres._server._lock:
-                postgres._server.ensure_postgres_running()
+            postgres.run()
             return
-        except (subprocess.SubprocessError, AssertionError):
+        except AssertionError:
             # Its predecessor's memory may be held for a moment still.
             assert time.monotonic() < deadline, "PostgreSQL does not come back"
             time.sleep(0.1)
