@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -30,11 +30,11 @@ from engine.snapshots.membership import Member, encode
 from engine.snapshots.mirror import Mirror
 from engine.snapshots.port import Put, Require, Snapshots
 from engine.snapshots.presence import Presence
-from engine.store.sql import Database
 from services.dispatcher.app import Dispatcher
-from services.registry.app import Registry
-from services.trace.app import Trace
 from services.trigger.app import Trigger
+
+if TYPE_CHECKING:
+    from engine.store.sql import Database
 
 SERVICES = ("trigger", "dispatcher", "registry", "trace")
 _SERVICE_TOKEN = 4 * 3_600.0  # seconds; renewed long before, so that a clock may step by an hour
@@ -122,6 +122,9 @@ class Host:
         stack.push_async_callback(owners.close)
         database: Database | None = None
         if {"registry", "trace"} & set(self._names):
+            # SQL is half of what there is to import; who has no use for it starts without.
+            from engine.store.sql import Database
+
             database = await Database.open(settings.database_url)
             stack.push_async_callback(database.close)
         parts: list[Any] = []
@@ -180,7 +183,11 @@ class Host:
             )
         assert database is not None
         if name == "registry":
+            from services.registry.app import Registry
+
             return Registry(partitions, snapshots, tokens, database, settings.limits)
+        from services.trace.app import Trace
+
         return Trace(settings.name, partitions, snapshots, bus, library, owners, database)
 
     def _member(self, service: str) -> Member:
