@@ -37,7 +37,7 @@ def brokers(tmp_path: Path) -> Iterator[dict[str, NatsServer]]:
 
 @pytest.fixture
 async def bus(common: NatsServer) -> AsyncIterator[JetStreamBus]:
-    made = await connect([common.url], partitions=1)
+    made = await connect([common.url], partitions=1, monitors=[common.monitor])
     yield made
     await made.close()
 
