@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from cli.scenarios.story import Grant
 from cli.scenarios.way import Published
@@ -109,6 +109,10 @@ class _GivenGrants:
 
     async def grants(self, app: str) -> Sequence[_Given]:
         return [_Given(grant) for grant in self._grants]
+
+    async def app(self, name: str) -> Any:
+        """Apps of a story have no bounds of their own."""
+        raise NotFound(f"no story makes the app {name}")
 
 
 class _NoFunctions:
