@@ -48,6 +48,7 @@ from engine.core.payload import NULL, NotJson, Payload, json_text, of_value, to_
 from engine.core.places import depth_of, is_reached, path_of
 from engine.core.playbook import UNSET, Hook, Join, Map, Repeat, Sleep, Subplaybook
 from engine.core.references import MISSING, Reference
+from engine.core.refusal import Refused
 from engine.core.reruns import Outcome as Outcome
 from engine.core.reruns import Taken
 from engine.core.retry import is_poison, wait_before_next
@@ -151,7 +152,7 @@ Command = Succeeded | Failed | Began | Lost | Resumed | TimerFired | Call
 
 
 class Undecided(Exception):
-    """A rule broke over a command. `events` were decided before, and stand."""
+    """A rule broke, over a command or another's act. `events` were decided before, and stand."""
 
     def __init__(self, events: list[Event]) -> None:
         super().__init__("a rule of execution broke")
@@ -167,17 +168,20 @@ def start(
     record: OperatorActed | None = None,
 ) -> tuple[TraceState, list[Event]]:
     """The first events of a trace; the state is as after them. Of a rerun, `record` says who
-    wanted it, and nodes in `taken` do not run: what became of them is taken over."""
+    wanted it, and nodes in `taken` do not run: what became of them is taken over.
+
+    Errors: `Undecided`; then there is no trace.
+    """
     if event.setters is None:
         event = replace(event, setters={})
     state = begin(graphs, trace_id, event, now)
-    turn = Turn(graphs, state, now, taken)
-    turn.events.append(event)
-    if record is not None:
-        turn.emit(record)
-    if state.live:
-        turn.begin_scope(ROOT)
-    turn.run()
+    with Turn(graphs, state, now, taken) as turn:
+        turn.events.append(event)
+        if record is not None:
+            turn.emit(record)
+        if state.live:
+            turn.begin_scope(ROOT)
+        turn.run()
     return state, turn.events
 
 
@@ -189,12 +193,9 @@ def decide(graphs: Graphs, state: TraceState, command: Command, now: int) -> lis
     """
     if state.status.ended:
         return []
-    turn = Turn(graphs, state, now)
-    try:
+    with Turn(graphs, state, now) as turn:
         _take(turn, command)
         turn.run()
-    except Exception as error:
-        raise Undecided(turn.events) from error
     return turn.events
 
 
@@ -225,12 +226,12 @@ def give_up(graphs: Graphs, state: TraceState, error: BaseException, now: int) -
 
 def resume(graphs: Graphs, state: TraceState, now: int) -> list[Event]:
     """What was left undecided when a crash cut a turn's events in two. Empty for a trace whose
-    turns are whole."""
+    turns are whole. Errors: `Undecided`."""
     if not state.live:
         return []
-    turn = Turn(graphs, state, now)
-    turn.look_everywhere()
-    turn.run()
+    with Turn(graphs, state, now) as turn:
+        turn.look_everywhere()
+        turn.run()
     return turn.events
 
 
@@ -255,7 +256,8 @@ class Turn:
     """One command's way through the trace. `ready` holds nodes whose incoming edges allow a
     decision, `look` scopes in which a node has settled; `run` works both off, so that depth never
     becomes recursion. A trace that is paused keeps what has settled and decides nothing more:
-    `look_everywhere` finds it again."""
+    `look_everywhere` finds it again. What breaks `with` a turn is raised as `Undecided`, but for
+    refusals: nothing was decided before one."""
 
     __slots__ = ("data", "events", "graphs", "look", "now", "ready", "state", "taken")
 
@@ -274,6 +276,13 @@ class Turn:
         self.events: list[Event] = []
         self.ready: deque[tuple[int, int]] = deque()
         self.look: deque[int] = deque()
+
+    def __enter__(self) -> Turn:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, Refused):
+            raise Undecided(self.events) from error
 
     # What comes in.
 

@@ -69,30 +69,30 @@ class Act:
 
 
 def steer(graphs: Graphs, state: TraceState, act: Act, now: int) -> list[Event]:
-    """The events of an act on a live trace. Errors: `Refused`."""
+    """The events of an act on a live trace. Errors: `Refused`, `Undecided`."""
     if state.status.ended:
         raise Refused("TRACE_ENDED", f"the trace has ended: {state.status.name}")
-    turn = Turn(graphs, state, now)
-    match act.verb:
-        case Verb.PAUSE:
-            _pause(turn, act)
-        case Verb.RESUME:
-            _resume(turn, act)
-        case Verb.ABORT:
-            _abort(turn, act)
-        case Verb.SIGNAL:
-            _signal(turn, act)
-        case Verb.COMPLETE:
-            _complete(turn, act)
-        case Verb.FAIL:
-            _fail(turn, act)
-        case Verb.SKIP:
-            _skip(turn, act)
-        case Verb.RETRY:
-            raise Refused("TRACE_STATE", f"the trace is {state.status.name}: it has not ended")
-        case Verb.RERUN:
-            raise AssertionError("a rerun is a trigger")
-    turn.run()
+    with Turn(graphs, state, now) as turn:
+        match act.verb:
+            case Verb.PAUSE:
+                _pause(turn, act)
+            case Verb.RESUME:
+                _resume(turn, act)
+            case Verb.ABORT:
+                _abort(turn, act)
+            case Verb.SIGNAL:
+                _signal(turn, act)
+            case Verb.COMPLETE:
+                _complete(turn, act)
+            case Verb.FAIL:
+                _fail(turn, act)
+            case Verb.SKIP:
+                _skip(turn, act)
+            case Verb.RETRY:
+                raise Refused("TRACE_STATE", f"the trace is {state.status.name}: it has not ended")
+            case Verb.RERUN:
+                raise AssertionError("a rerun is a trigger")
+        turn.run()
     return turn.events
 
 
@@ -117,15 +117,15 @@ def rerun(
 
 def retry(graphs: Graphs, ended: TraceState, act: Act, now: int) -> tuple[TraceState, list[Event]]:
     """The state and the first events of an ended trace that runs again from what failed.
-    Errors: `Refused`."""
+    Errors: `Refused`, `Undecided`."""
     _check_retry(graphs, ended, act)
     state = load(dump(ended))
     revive(state, now)
-    turn = Turn(graphs, state, now)
-    turn.events.append(TraceRevived(dump(state)))
-    turn.emit(OperatorActed(act.verb, act.by, act.why))
-    turn.look_everywhere()
-    turn.run()
+    with Turn(graphs, state, now) as turn:
+        turn.events.append(TraceRevived(dump(state)))
+        turn.emit(OperatorActed(act.verb, act.by, act.why))
+        turn.look_everywhere()
+        turn.run()
     return state, turn.events
 
 

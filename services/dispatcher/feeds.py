@@ -182,7 +182,7 @@ class Feed:
             frame = TaskFrame.FromString(delivery.data)
         except Exception as error:
             _log.error("task frame cannot be read", function=self.function, why=str(error))
-            with contextlib.suppress(Unavailable, TimeoutError):
+            with contextlib.suppress(Unavailable):
                 await self.bus.dead.bury(
                     delivery.subject, delivery.data, "TASK_UNREADABLE", str(error)
                 )

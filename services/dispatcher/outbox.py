@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -91,15 +92,17 @@ class Outbox:
             await asyncio.wait(open_, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         return True
 
-    async def bury(self, task: Task, why: str) -> None:
-        """Puts a task aside for whoever finds out why its workers end; once, and it may be lost."""
-        frame = TaskFrame(
-            partition=self._partition, epoch=self._epoch, function=task.function, tasks=[task]
-        )
-        app, _, name = task.function.partition("/")
-        origin = subjects.task_subject(app, name, task.priority)
-        with contextlib.suppress(Unavailable, TimeoutError):
-            await self._bus.dead.bury(origin, frame.SerializeToString(), Code.WORKER_LOST, why)
+    async def bury(self, poisoned: Sequence[tuple[Task, str]]) -> None:
+        """Puts tasks aside, each with the reason, for whoever finds out why their workers end;
+        once, and they may be lost."""
+        for task, why in poisoned:
+            frame = TaskFrame(
+                partition=self._partition, epoch=self._epoch, function=task.function, tasks=[task]
+            )
+            app, _, name = task.function.partition("/")
+            origin = subjects.task_subject(app, name, task.priority)
+            with contextlib.suppress(Unavailable):
+                await self._bus.dead.bury(origin, frame.SerializeToString(), Code.WORKER_LOST, why)
 
     async def cancel(self, tasks: list[TaskId]) -> None:
         """Tells every gateway; the one that holds a task tells its worker."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -150,7 +150,7 @@ class Processor:
         self._tail = 0
         self._number = 0
         self._arrived: deque[Results | Operation | Note | KeyedStart | Probe] = deque()
-        self._lookups: set[asyncio.Task[None]] = set()
+        self._aside: set[asyncio.Task[None]] = set()
         self._starting = Starting()
         self._census = Census()
         self._quotas = Quotas()
@@ -266,7 +266,10 @@ class Processor:
                     continue
             turn.effects.append((trace_id, trace, effect))
         if trace_id in self._torn:
-            self._record(turn, trace, machine.resume(self._graphs, trace, turn.at))
+            try:
+                self._record(turn, trace, machine.resume(self._graphs, trace, turn.at))
+            except machine.Undecided as broken:
+                self._give_up(turn, trace, broken)
 
     def _is_lost(self, trace: TraceState, task: Dispatch, lost: set[str]) -> bool:
         function = drawn(self._graphs, trace, task.scope, task.node).function
@@ -294,8 +297,8 @@ class Processor:
             self._stop_hearing()
             if self._intake is not None:
                 await self._intake.close()
-            for lookup in self._lookups:
-                lookup.cancel()
+            for work in self._aside:
+                work.cancel()
             self._refuse_all()
             await self._outbox.close()
 
@@ -450,7 +453,7 @@ class Processor:
             return
         except (ValueError, MagicflowError) as error:
             _log.error("trigger cannot be processed", partition=self.partition, why=str(error))
-            with contextlib.suppress(Unavailable, TimeoutError):
+            with contextlib.suppress(Unavailable):
                 await self._bus.dead.bury(
                     delivery.subject, delivery.data, "TRIGGER_UNUSABLE", str(error)
                 )
@@ -521,11 +524,15 @@ class Processor:
             await self._let_out_owed(lost)
             return
         turn = Turn(now)
-        self._take_timers(turn)
-        self._take_arrived(turn)
-        if not self._stopping:
-            self._take_starts(turn)
-        await self._queue(turn)
+        try:
+            self._take_timers(turn)
+            self._take_arrived(turn)
+            if not self._stopping:
+                self._take_starts(turn)
+            await self._queue(turn)
+        except BaseException:
+            self._refuse(turn)
+            raise
         if self._intake is not None and not self._stopping:
             await self._intake.ask(self._starting.asked)
             await self._hold()
@@ -617,6 +624,11 @@ class Processor:
         except NotFound as error:
             turn.certain = True
             turn.answers.append((item.future, error))
+        except machine.Undecided as broken:
+            turn.certain = True
+            turn.answers.append((item.future, _fault(broken)))
+            if trace is not None:
+                self._give_up(turn, trace, broken)
         else:
             turn.answers.append((item.future, None))
 
@@ -662,6 +674,8 @@ class Processor:
             )
         except Exhausted as error:
             answer = error
+        except machine.Undecided as broken:
+            answer = _fault(broken)
         turn.certain = True
         turn.answers.append((item.future, answer))
 
@@ -670,33 +684,44 @@ class Processor:
         for starts in self._starting.take(limit, self._may_start):
             self._pace.took(len(starts.triggers))
             sequence = starts.delivery.sequence
-            turn.deliveries.append(starts.delivery)
             if sequence <= self._state.trigger_floor or sequence in self._state.triggers:
+                turn.deliveries.append(starts.delivery)
                 continue
+            letters: list[tuple[bytes, str]] = []
             for place, trigger in enumerate(starts.triggers):
                 # Only the last one carries the sequence: a frame that was cut in two by a crash
-                # is then taken up again.
-                last = place == len(starts.triggers) - 1
+                # is then taken up again. So is one with a start that broke, until that lies with
+                # the dead letters.
+                last = place == len(starts.triggers) - 1 and not letters
                 try:
                     self._start(turn, trigger, sequence if last else 0)
                 except Exception as error:
-                    self._put_start_aside(starts, trigger, error)
+                    cause = error.__cause__ or error
+                    _log.error("a start breaks", trace=trigger.trace_id.hex(), exc_info=cause)
+                    why = f"{type(cause).__name__}: {cause}"
+                    letters.append((encode_triggers([trigger]), why))
+            if letters:
+                turn.broken.append((starts.delivery, letters))
+            else:
+                turn.deliveries.append(starts.delivery)
             if turn.weight >= MAX_FRAME:
                 return
 
-    def _put_start_aside(self, starts: Starts, trigger: StartTrace, error: Exception) -> None:
-        """A trigger over which our own rules break goes to the dead letters, alone."""
-        _log.error("a start is put aside", trace=trigger.trace_id.hex(), exc_info=error)
-        frame = encode_triggers([trigger])
-        message = f"{type(error).__name__}: {error}"
-        burying = asyncio.create_task(
-            self._bus.dead.bury(starts.delivery.subject, frame, "TRIGGER_FAILED", message)
-        )
-        self._lookups.add(burying)
-        burying.add_done_callback(self._lookups.discard)
+    async def _put_starts_aside(
+        self, delivery: Delivery, letters: Sequence[tuple[bytes, str]]
+    ) -> None:
+        """Triggers over which our own rules break go to the dead letters, alone; the frame that
+        they came with leaves its queue only after that."""
+        try:
+            for frame, why in letters:
+                await self._bus.dead.bury(delivery.subject, frame, "TRIGGER_FAILED", why)
+        except Unavailable:
+            await delivery.give_back(1.0)
+        else:
+            await delivery.ack()
 
     def _start(self, turn: Turn, trigger: StartTrace, sequence: int) -> None:
-        if trigger.trace_id in self._state.traces:
+        if self.find(trigger.trace_id) is not None:  # its frame came before
             return
         graph = self._graphs.graph(trigger.snapshot_id)
         started = TraceStarted(
@@ -842,6 +867,7 @@ class Processor:
         tasks: list[Task] = []
         cancels: list[TaskId] = []
         outcomes: list[tuple[bytes, bytes]] = []
+        poisoned: list[tuple[Task, str]] = []
         for trace_id, trace, effect in turn.effects:
             if isinstance(effect, Dispatch):
                 if machine.is_current(trace, effect.scope, effect.node, effect.attempt):
@@ -855,7 +881,7 @@ class Processor:
             elif isinstance(effect, Lookup):
                 self._look_up(trace_id, trace, effect)
             elif isinstance(effect, Quarantine):
-                await self._put_aside(trace, effect)
+                poisoned.append(self._poisoned(trace, effect))
             elif isinstance(effect, Notify):
                 outcomes.append((trace_id, self._outcome(trace)))
         if tasks:
@@ -864,8 +890,12 @@ class Processor:
             await self._outbox.cancel(cancels)
         if outcomes:
             await self._outbox.notify(outcomes)
+        if poisoned:
+            self._beside(self._outbox.bury(poisoned))
         for delivery in turn.deliveries:
             await delivery.ack()
+        for delivery, letters in turn.broken:
+            self._beside(self._put_starts_aside(delivery, letters))
         for future, answer in turn.answers:
             if future.done():
                 continue
@@ -874,19 +904,23 @@ class Processor:
             else:
                 future.set_result(answer)
 
-    async def _put_aside(self, trace: TraceState, effect: Quarantine) -> None:
-        """The trace says itself that the node has failed, and why: a copy for the dead letters
-        that gets lost on its way is lost for the list only."""
+    def _poisoned(self, trace: TraceState, effect: Quarantine) -> tuple[Task, str]:
+        """The task and what it did. The trace says itself that the node has failed, and why: a
+        copy for the dead letters that gets lost on its way is lost for the list only."""
         task = task_message(self._graphs, trace, effect.scope, effect.node, self.epoch)
         failure = trace.scopes[effect.scope].nodes[effect.node].failure
-        await self._outbox.bury(task, failure.message if failure is not None else "")
+        return task, failure.message if failure is not None else ""
 
     def _look_up(self, trace_id: bytes, trace: TraceState, effect: Lookup) -> None:
         kind = drawn(self._graphs, trace, effect.scope, effect.node).drawn.kind
         assert isinstance(kind, Subplaybook)
-        lookup = asyncio.create_task(self._find_callee(trace_id, effect, kind))
-        self._lookups.add(lookup)
-        lookup.add_done_callback(self._lookups.discard)
+        self._beside(self._find_callee(trace_id, effect, kind))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """What no turn waits for; it ends with this owner."""
+        task = asyncio.create_task(work)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
 
     async def _find_callee(self, trace_id: bytes, effect: Lookup, callee: Subplaybook) -> None:
         pause = 0.1
@@ -911,13 +945,18 @@ class Processor:
 
     def _refuse_all(self) -> None:
         """The partition is lost: whoever waits asks its next owner."""
-        waiting = [answer for flight in self._flights for answer in flight.turn.answers]
-        waiting += [(item.future, None) for item in self._arrived if not isinstance(item, Note)]
-        for future, _ in waiting:
-            if not future.done():
-                future.set_exception(_lost(self.partition))
+        for flight in self._flights:
+            self._refuse(flight.turn)
+        for item in self._arrived:
+            if not isinstance(item, Note) and not item.future.done():
+                item.future.set_exception(_lost(self.partition))
         self._flights.clear()
         self._arrived.clear()
+
+    def _refuse(self, turn: Turn) -> None:
+        for future, _ in turn.answers:
+            if not future.done():
+                future.set_exception(_lost(self.partition))
 
     # Checkpoints.
 
@@ -971,6 +1010,14 @@ _REFUSALS: dict[str, type[MagicflowError]] = {
 def _refusal(refused: Refused) -> MagicflowError:
     kind = _REFUSALS.get(refused.reason, WrongState)
     return kind(refused.message, reason=refused.reason, mend=refused.mend)
+
+
+def _fault(broken: machine.Undecided) -> MagicflowError:
+    cause = broken.__cause__ or broken
+    _log.error("a rule breaks", exc_info=cause)
+    return MagicflowError(
+        f"a fault in magicflow itself: {type(cause).__name__}; the dispatcher's log has the details"
+    )
 
 
 def _lost(partition: int) -> Unavailable:

@@ -82,13 +82,15 @@ class KeyedStart:
 
 @dataclass(slots=True)
 class Turn:
-    """What one turn gathers. `effects` keep the order of their events."""
+    """What one turn gathers. `effects` keep the order of their events; `broken` are deliveries
+    with (frame, why) of each trigger in them that cannot start."""
 
     at: int
     entries: dict[bytes, Entry] = field(default_factory=dict)
     effects: list[tuple[bytes, TraceState, Effect]] = field(default_factory=list)
     answers: list[tuple[asyncio.Future[Any], Any]] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
+    broken: list[tuple[Delivery, list[tuple[bytes, str]]]] = field(default_factory=list)
     weight: int = 0
     certain: bool = False  # answers rest on this being the owner still: only the log can tell
 

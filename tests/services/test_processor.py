@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.bus.memory import MemoryBus, MemorySpace
+from engine.bus.memory import MemoryBus, MemoryDeadLetters, MemoryLog, MemorySpace
 from engine.bus.port import Delivery
 from engine.bus.triggers import Rerun, StartTrace, encode_triggers
 from engine.clock import Clock
@@ -23,7 +23,7 @@ from engine.core.payload import Payload, of_value
 from engine.core.playbook import Edge, Node, Playbook, Task
 from engine.core.state import dump
 from engine.core.steering import Act, Verb
-from engine.errors import AlreadyExists, Exhausted, NotFound, Unavailable
+from engine.errors import AlreadyExists, Exhausted, MagicflowError, NotFound, Unavailable
 from engine.ids import mint
 from engine.snapshots import keys
 from engine.snapshots.library import Library, pack
@@ -427,6 +427,104 @@ async def test_a_trigger_over_which_a_rule_breaks_is_put_aside_and_the_others_st
     async with world.owner(2) as owner:
         await world.next_task()
         assert owner.find(bad) is not None
+
+
+async def test_a_trigger_that_cannot_be_put_aside_yet_stays_in_its_queue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, bury = machine.start, MemoryDeadLetters.bury
+    down = True
+
+    def starting(graphs: Any, trace_id: bytes, *rest: Any) -> Any:
+        if trace_id == bad:
+            raise ZeroDivisionError("a rule broke")
+        return start(graphs, trace_id, *rest)
+
+    async def burying(letters: MemoryDeadLetters, *rest: Any) -> None:
+        if down:
+            raise Unavailable("no disk")
+        await bury(letters, *rest)
+
+    monkeypatch.setattr(machine, "start", starting)
+    monkeypatch.setattr(MemoryDeadLetters, "bury", burying)
+    good, bad = mint(1_000, 1), mint(1_000, 1)  # the last one has the frame's number otherwise
+    triggers = [StartTrace(t, 1, 1, of_value(1), 1_000, "me") for t in (good, bad)]
+    await world.bus.offer_trigger(0, 5, encode_triggers(triggers))
+    async with world.crashing_owner(1) as owner:
+        await world.next_task()
+        assert await owner.deliver([result(good, "one")]) == [True]
+        assert await owner.deliver([result(good, "two")]) == [True]
+        assert len(world.space.queues["FLOW_TRIGGER"].items) == 1
+    down = False
+    async with asyncio.timeout(5), world.owner(2):
+        while not await world.bus.dead.letters(0, 10):
+            await asyncio.sleep(0.01)
+    assert not world.space.queues["FLOW_TRIGGER"].items
+
+
+async def test_a_frame_of_triggers_that_comes_again_starts_nothing_that_has_ended(
+    world: World,
+) -> None:
+    trace_id = mint(1_000, 1)
+    frame = encode_triggers([StartTrace(trace_id, 1, 1, of_value(1), 1_000, "me")])
+    async with world.owner(1) as owner:
+        await world.bus.offer_trigger(0, 5, frame)
+        await world.next_task()
+        both = [result(trace_id, "one"), result(trace_id, "two")]
+        assert await owner.deliver(both) == [True, True]
+        world.tasks.clear()
+        await world.bus.offer_trigger(0, 5, frame)
+        await world.trigger()
+        world.dispatched.clear()
+        await world.next_task()
+        assert world.tasks == [("one", 1)]  # of the other trigger
+
+
+@pytest.mark.parametrize("verb", [Verb.ABORT, Verb.RETRY], ids=str)
+async def test_an_act_over_which_a_rule_breaks_fails_for_its_caller_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, verb: Verb
+) -> None:
+    async with world.owner(1) as owner:
+        bad, good = await world.trigger(), await world.trigger()
+        await world.next_task()
+        if verb is Verb.RETRY:
+            await owner.operate(bad, Act(Verb.FAIL, "me", node="one"))
+        with monkeypatch.context() as patched:
+            patched.setattr(machine.Turn, "run", _break)
+            with pytest.raises(MagicflowError, match="a fault in magicflow") as caught:
+                await owner.operate(bad, Act(verb, "me"))
+        assert caught.value.reason == "INTERNAL"
+        assert await owner.deliver([result(good, "one")]) == [True]
+
+
+async def test_a_keyed_start_over_which_a_rule_breaks_fails_for_its_caller_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.owner(1) as owner:
+        with monkeypatch.context() as patched:
+            patched.setattr(machine.Turn, "run", _break)
+            with pytest.raises(MagicflowError, match="a fault in magicflow"):
+                await owner.start(keyed())
+        _, known = await owner.start(keyed())  # the fault is mended
+        assert not known
+
+
+def _break(_turn: machine.Turn) -> None:
+    raise ZeroDivisionError("a rule broke")
+
+
+async def test_whoever_waits_for_a_turn_that_the_log_does_not_take_hears_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any) -> None:
+        raise Unavailable("no room to send")
+
+    async with asyncio.timeout(5), world.crashing_owner(1) as owner:
+        trace_id = await world.trigger()
+        await world.next_task()
+        monkeypatch.setattr(MemoryLog, "append", full)
+        with pytest.raises(Unavailable, match="changing its owner"):
+            await owner.deliver([result(trace_id, "one")])
 
 
 # What an app may have.

@@ -80,8 +80,6 @@ class Link:
         made = self._intakes.pop(intake, None)
         if made is not None:
             await made.close()
-            if self.queue is not None:
-                self.queue.forget(made)
 
     def _restart(self) -> None:
         if self._work is not None:

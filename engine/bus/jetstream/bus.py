@@ -154,9 +154,10 @@ class JetStreamBus:
             except Exception as error:
                 raise unavailable(error) from error
         config = consumer(name, [f"flow.trigger.{partition}.*"])
-        intake = JetStreamIntake(self._client, self._js, subjects.TRIGGER_STREAM, config)
+        intake = JetStreamIntake(
+            self._client, self._js, subjects.TRIGGER_STREAM, config, self._triggers
+        )
         await intake.open(handle)
-        self._triggers.add(intake)
         return intake
 
     # Tasks, on the common queue or on the app's own brokers.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import datetime
 
@@ -84,8 +83,7 @@ class JetStreamDeadLetters:
             raise unavailable(error) from error
 
     async def _send(self, subject: str, frame: bytes, headers: dict[str, str] | None) -> None:
-        sent = await self._publisher.publish(subject, frame, headers)
-        await asyncio.wait_for(sent, _PATIENCE)
+        await (await self._publisher.publish(subject, frame, headers))
 
     async def _state(self) -> _State:
         """With the numbers of letters that were dropped from between others."""

@@ -65,11 +65,18 @@ class JetStreamDelivery:
 
 
 class JetStreamIntake:
-    """A pull consumer with at most one request under way, made anew when it is used up."""
+    """A pull consumer with at most one request under way, made anew when it is used up. While it
+    is open it is one of `among`, which are mended after a reconnect."""
 
     def __init__(
-        self, client: Client, js: JetStreamContext, stream: str, config: ConsumerConfig
+        self,
+        client: Client,
+        js: JetStreamContext,
+        stream: str,
+        config: ConsumerConfig,
+        among: set[JetStreamIntake],
     ) -> None:
+        self._among = among
         self._client = client
         self._js = js
         self._stream = stream
@@ -88,6 +95,7 @@ class JetStreamIntake:
         await self.ensure()
         self._subscription = await self._client.subscribe(self._inbox, cb=self._arrived)
         self._keeper = asyncio.create_task(self._keep())
+        self._among.add(self)
 
     async def ensure(self) -> None:
         """Makes the consumer, if it is not there."""
@@ -109,6 +117,7 @@ class JetStreamIntake:
 
     async def close(self) -> None:
         self._closed = True
+        self._among.discard(self)
         self._wanted = 0
         if self._keeper is not None:
             self._keeper.cancel()

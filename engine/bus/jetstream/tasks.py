@@ -77,14 +77,11 @@ class TaskQueue:
     ) -> JetStreamIntake:
         wanted = [subjects.task_subject(app, function, priority) for priority in priorities]
         config = consumer(f"{app}={function}={priorities.start}", wanted)
-        intake = JetStreamIntake(self._client, self._js, subjects.TASK_STREAM, config)
+        intake = JetStreamIntake(
+            self._client, self._js, subjects.TASK_STREAM, config, self._intakes
+        )
         await intake.open(handle)
-        self._intakes.add(intake)
         return intake
-
-    def forget(self, intake: JetStreamIntake) -> None:
-        """It was closed."""
-        self._intakes.discard(intake)
 
     async def backlog(self) -> dict[str, int]:
         """Frames that are not done, by function."""
