@@ -609,6 +609,23 @@ async def test_a_frame_whose_acknowledgement_was_lost_is_found_and_not_doubled(
     assert await whole(log, last) == [(last + 1, b"once"), (last + 2, b"twice")]
 
 
+async def test_an_intake_that_was_closed_is_not_made_again_with_the_others(
+    jetstream: JetStreamBench,
+) -> None:
+    bus: Any = await jetstream.bus()
+    mended: list[str] = []
+    bus.on_tasks_lost(mended.append)
+    closed = await bus.take_tasks("shop", "closed", Hand())
+    await bus.take_tasks("shop", "open", Hand())
+    await closed.close()
+    await jetstream.restart()
+    await until(lambda: mended)
+    consumers = await bus._client.jetstream().consumers_info("FLOW_TASK")
+    names = {consumer.name for consumer in consumers}
+    assert any("=open=" in name for name in names)
+    assert not any("=closed=" in name for name in names)
+
+
 async def test_a_server_out_of_reach_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.bus.jetstream.bus.CONNECT_PATIENCE", 0.5)
     with pytest.raises(Unavailable, match="no nats-server answers"):
