@@ -40,9 +40,14 @@ def attempt_limit(graphs: Graphs, state: TraceState, node: GraphNode, now: NodeS
 
 
 def queue_due(node: GraphNode, now: NodeState) -> int:
-    """When a worker should have begun."""
+    """When a worker should have begun, or the next one after a loss."""
     limit = node.drawn.queue_timeout
-    return now.dispatched_at + limit if limit and node.function else 0
+    return (now.queued_at or now.dispatched_at) + limit if limit and node.function else 0
+
+
+def waits_for_worker(now: NodeState) -> bool:
+    """Whether nobody has begun the current attempt, or nobody anew since the last loss."""
+    return not now.began_at or bool(now.queued_at)
 
 
 def total_due(node: GraphNode, now: NodeState) -> int:

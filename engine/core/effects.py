@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from engine.core.deadlines import attempt_due, queue_due, total_due, trace_due
+from engine.core.deadlines import attempt_due, queue_due, total_due, trace_due, waits_for_worker
 from engine.core.events import (
     AttemptFailed,
     AttemptLost,
@@ -107,6 +107,7 @@ def effects_of(graphs: Graphs, state: TraceState, event: Event) -> Iterator[Effe
             yield from _abandoned(graphs, state, event.scope, event.node, event.attempt)
     elif isinstance(event, AttemptLost):
         yield Dispatch(event.scope, event.node, event.attempt)
+        yield from _queue_timer(graphs, state, event.scope, event.node)
     elif isinstance(event, CallStarted):
         yield from _call_owes(graphs, state, event.scope, event.node)
     elif isinstance(event, AttemptFailed):
@@ -209,11 +210,16 @@ def _attempt_timers(
     due = attempt_due(graphs, state, node, now)
     if due:
         yield Wake(due, TimerKind.ATTEMPT, scope, index, now.attempt)
-    due = queue_due(node, now)
-    if due and not now.began_at:
-        yield Wake(due, TimerKind.QUEUE, scope, index, now.attempt)
+    yield from _queue_timer(graphs, state, scope, index)
     if now.attempt == now.first or again:
         yield from _total_timer(graphs, state, scope, index)
+
+
+def _queue_timer(graphs: Graphs, state: TraceState, scope: int, index: int) -> Iterator[Wake]:
+    now = state.scopes[scope].nodes[index]
+    due = queue_due(drawn(graphs, state, scope, index), now)
+    if due and waits_for_worker(now):
+        yield Wake(due, TimerKind.QUEUE, scope, index, now.attempt)
 
 
 def _total_timer(graphs: Graphs, state: TraceState, scope: int, index: int) -> Iterator[Wake]:

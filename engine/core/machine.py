@@ -16,7 +16,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from engine.core.data import Data, View
-from engine.core.deadlines import attempt_due, attempt_limit, queue_due, total_due, trace_due
+from engine.core.deadlines import (
+    attempt_due,
+    attempt_limit,
+    queue_due,
+    total_due,
+    trace_due,
+    waits_for_worker,
+)
 from engine.core.effects import TimerKind, wants_callee
 from engine.core.events import (
     AttemptBegan,
@@ -328,7 +335,8 @@ class Turn:
         scope, index = command.scope, command.node
         if not is_current(self.state, scope, index, command.attempt):
             return
-        if self.drawn(scope, index).drawn.queue_timeout and not self._node(scope, index).began_at:
+        limited = bool(self.drawn(scope, index).drawn.queue_timeout)
+        if limited and waits_for_worker(self._node(scope, index)):
             self.emit(AttemptBegan(index, command.attempt, command.worker, scope))
 
     def lost(self, command: Lost) -> None:
@@ -416,7 +424,7 @@ class Turn:
             self.attempt_over(scope, index, Failure(Code.TIMEOUT, message, True), "")
 
     def _queue_timer(self, scope: int, index: int, node: GraphNode, state: NodeState) -> None:
-        if not state.began_at and 0 < queue_due(node, state) <= self.now:
+        if waits_for_worker(state) and 0 < queue_due(node, state) <= self.now:
             seconds = node.drawn.queue_timeout / 1_000
             message = f"no worker began within the queue_timeout of {seconds:g} s"
             self.attempt_over(scope, index, Failure(Code.QUEUE_TIMEOUT, message, True), "")

@@ -93,6 +93,7 @@ class NodeState(msgspec.Struct, array_like=True):
     total_from: int = 0
     handled: bool = False  # a failure that an error edge took up
     lost: list[tuple[str, int]] = []  # (worker, when): who disappeared over the current attempt
+    queued_at: int = 0  # when the current attempt went back to the queue after such a loss
 
 
 class ScopeState(msgspec.Struct, array_like=True):
@@ -272,6 +273,7 @@ def _attempt(
     node.began_at = 0
     node.retry_at = 0
     node.lost = []
+    node.queued_at = 0
     if event.input is not None:
         node.input = event.input
 
@@ -361,11 +363,14 @@ def _sleep_started(graphs: Graphs, state: TraceState, event: SleepStarted, at: i
 def _attempt_began(graphs: Graphs, state: TraceState, event: AttemptBegan, at: int) -> None:
     node = state.scopes[event.scope].nodes[event.node]
     node.began_at = at
+    node.queued_at = 0
     node.worker = event.worker
 
 
 def _attempt_lost(graphs: Graphs, state: TraceState, event: AttemptLost, at: int) -> None:
-    state.scopes[event.scope].nodes[event.node].lost.append((event.worker, event.at))
+    node = state.scopes[event.scope].nodes[event.node]
+    node.lost.append((event.worker, event.at))
+    node.queued_at = at
 
 
 def _attempt_resumed(graphs: Graphs, state: TraceState, event: AttemptResumed, at: int) -> None:
@@ -472,6 +477,8 @@ def _trace_resumed(graphs: Graphs, state: TraceState, event: TraceResumed, at: i
                 continue
             node.dispatched_at += pause
             node.total_from += pause
+            if node.queued_at:
+                node.queued_at += pause
             if node.retry_at:
                 node.retry_at += pause
             if node.due_at and node.status is NodeStatus.PAUSED:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from engine.core.effects import Cancel, Dispatch, Quarantine, TimerKind, Wake, effects_of
-from engine.core.events import AttemptFailed, AttemptLost, AttemptResumed, Event, NodeFailed
-from engine.core.machine import Lost, Resumed
+from engine.core.effects import Cancel, Dispatch, Quarantine, TimerKind, Wake, effects_of, owed
+from engine.core.events import (
+    AttemptBegan,
+    AttemptFailed,
+    AttemptLost,
+    AttemptResumed,
+    Event,
+    NodeFailed,
+)
+from engine.core.machine import Began, Lost, Resumed, TimerFired
 from engine.core.retry import QUARANTINE_AFTER
 from engine.core.status import NodeStatus, TraceStatus
 from tests.engine.core.playing import Trace
@@ -110,3 +117,41 @@ def test_an_error_edge_may_take_up_what_ended_its_workers() -> None:
     for number in range(QUARANTINE_AFTER):
         loses(trace, "w", number)
     assert trace.state.status is TraceStatus.SUCCEEDED
+
+
+QUEUED = "nodes: {a: {task: f, queue_timeout: 5s}}\n"
+
+
+def begins(trace: Trace, worker: str) -> list[Event]:
+    return trace.decide(Began(*trace.place("a"), trace.node("a").attempt, worker))
+
+
+def looks(trace: Trace) -> list[Event]:
+    """The timer goes off, whether it is time or not."""
+    return trace.decide(TimerFired(TimerKind.QUEUE, *trace.place("a"), trace.node("a").attempt))
+
+
+def test_after_a_loss_the_queue_timeout_counts_anew() -> None:
+    trace = Trace(QUEUED)
+    begins(trace, "w1")
+    trace.now += 60_000
+    events = loses(trace, "w1", 60_000)
+    due = trace.now + 5_000
+    assert Wake(due, TimerKind.QUEUE, 0, 0, 1) in effects(trace, events)
+    assert Wake(due, TimerKind.QUEUE, 0, 0, 1) in list(owed(trace.graphs, trace.state))
+    trace.now = due - 1
+    assert looks(trace) == []
+    trace.now = due
+    looks(trace)
+    assert trace.failure.code == "QUEUE_TIMEOUT"
+
+
+def test_a_worker_that_begins_after_a_loss_or_comes_back_ends_the_wait() -> None:
+    for worker in ("w1", "w2"):
+        trace = Trace(QUEUED)
+        begins(trace, "w1")
+        loses(trace, "w1", 60_000)
+        assert [type(event) for event in begins(trace, worker)] == [AttemptBegan]
+        assert begins(trace, worker) == []
+        trace.now += 60_000
+        assert looks(trace) == []
