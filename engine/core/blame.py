@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 Fields = list[tuple[int, int | bytes]]
 
-MOST = 500  # parts that are evaluated alone
+MOST_MACROS = 3  # parts with a macro in them that are evaluated: each may cost as much as the whole
 _VALUE, _EXPR, _SOURCE = 2, 4, 5  # of Any, and of CheckedExpr
 _ID, _SELECT, _CALL, _LIST, _STRUCT, _MACRO = 2, 5, 6, 7, 8, 9  # of Expr
 _POSITIONS = 4  # of SourceInfo
@@ -29,20 +29,25 @@ class Part:
     raw: bytes
     alone: tuple[Part, ...]
     inside: tuple[Part, ...] = ()
+    loops: bool = False  # it has a macro in it
 
 
-def blame(compiled: bytes, function: str, fails: Callable[[bytes], bool]) -> int | None:
-    """The position in the compiled text, from 0. `fails` says whether a compiled part fails as the
-    whole did; `function` is the one that the error names, if any."""
+def blame(compiled: bytes, function: str, fails: Callable[[bytes], bool], most: int) -> int | None:
+    """The position in the compiled text, from 0; None where it cannot be said for what it may
+    cost. `fails` says whether a compiled part fails as the whole did, and is asked `most` times
+    at the most; `function` is the one that the error names, if any."""
     envelope = _fields(compiled)
     checked = _fields(next(_messages(envelope, _VALUE), b""))
     whole = _part(next(_messages(checked, _EXPR), b""))
     places = _places(next(_messages(checked, _SOURCE), b""))
-    found, left = whole, MOST
+    found, left, macros = whole, most, MOST_MACROS
     while True:
         for part in found.alone:
             left -= 1
-            if left >= 0 and fails(_compiled(envelope, checked, part)):
+            macros -= part.loops
+            if left < 0 or macros < 0:
+                return None
+            if fails(_compiled(envelope, checked, part)):
                 found = part
                 break
         else:
@@ -70,14 +75,18 @@ def _part(raw: bytes) -> Part:
         inner = _fields(value)
         if key == _CALL:
             name = next(_messages(inner, 2), b"").decode()
-            return Part(number, name, raw, _parts(inner, 1, 3))
+            return _made(number, name, raw, _parts(inner, 1, 3))
         if key == _MACRO:
-            return Part(number, "", raw, _parts(inner, 2), _parts(inner, 5, 6, 7))
+            return Part(number, "", raw, _parts(inner, 2), _parts(inner, 5, 6, 7), loops=True)
         if key == _STRUCT:
             entries = (_fields(entry) for entry in _messages(inner, 2))
-            return Part(number, "", raw, tuple(p for e in entries for p in _parts(e, 3, 4)))
-        return Part(number, "", raw, _parts(inner, 1))
-    return Part(number, "", raw, ())
+            return _made(number, "", raw, tuple(p for e in entries for p in _parts(e, 3, 4)))
+        return _made(number, "", raw, _parts(inner, 1))
+    return _made(number, "", raw, ())
+
+
+def _made(number: int, function: str, raw: bytes, alone: tuple[Part, ...]) -> Part:
+    return Part(number, function, raw, alone, loops=any(part.loops for part in alone))
 
 
 def _parts(fields: Fields, *keys: int) -> tuple[Part, ...]:

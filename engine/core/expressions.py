@@ -35,6 +35,9 @@ from engine.core.references import (
 MAX_TEXT = 4_096  # characters
 MAX_RESULT = 1_048_576  # bytes of JSON
 MAX_VARIABLES = 64
+# What may be spent on finding the part of an expression that failed: evaluations of parts, fewer of
+# them where each has to take in more bytes of data.
+MOST_BLAMED, LEAST_BLAMED, BLAMED_BYTES = 500, 4, 2_000_000
 
 _WORDS = {"and": "&&", "or": "||", "not": "!", "len": "size"}
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -192,8 +195,11 @@ class Expression:
                 said = str(error)
             return said == complaint
 
+        if "Iteration budget" in complaint:
+            return None  # every part has its share in that
         translation = _Translation(self.text)
-        found = blame(self._program.serialize(), function, fails)
+        most = max(LEAST_BLAMED, min(MOST_BLAMED, BLAMED_BYTES // len(json_text(data))))
+        found = blame(self._program.serialize(), function, fails, most)
         if found is None:
             return None
         called = _CALLED.search(translation.text[:found])  # CEL points at the bracket
