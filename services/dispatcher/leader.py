@@ -90,6 +90,8 @@ class Leader:
                     await self._report()
             except (MagicflowError, LeaseLost) as error:
                 _log.debug("no report", why=str(error))
+            except Exception:  # the lease stays, so nobody else would report
+                _log.exception("no report")
             await asyncio.sleep(EVERY)
 
     async def _leads(self) -> bool:

@@ -516,7 +516,7 @@ class SimulatedLog(JetStreamLog):
     """The real log adapter on a simulated server; only reading is simpler."""
 
     def __init__(self, connection: Connection, stream: str) -> None:
-        super().__init__(connection, connection, stream, stream)  # type: ignore[arg-type]
+        super().__init__(connection, connection, connection, stream, stream)  # type: ignore[arg-type]
         self._connection = connection
 
     async def since_last(self) -> int:

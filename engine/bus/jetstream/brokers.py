@@ -43,7 +43,7 @@ class Link:
         self._wanted: set[TaskIntake] = set()
         self.queue: TaskQueue | None = None
         self.up = False
-        self.was_down = False
+        self._doubtful = 0  # frames up to this one may have been sent again over another broker
         self.tried = asyncio.Event()  # it is up, or was found to be down
 
     def open(self) -> None:
@@ -82,6 +82,8 @@ class Link:
             await made.close()
 
     def _restart(self) -> None:
+        if self._client is None:
+            return  # `_connect` comes to it by itself
         if self._work is not None:
             self._work.cancel()
         self._work = asyncio.create_task(self._mend())
@@ -100,29 +102,22 @@ class Link:
                 )
                 break
             except Unavailable as error:
-                self.was_down = True
                 self.tried.set()
                 _log.warning("broker is down", broker=self._name, why=str(error))
             await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
             attempt += 1
-        js = self._client.jetstream(timeout=DIAL)
-        self._publisher = Publisher(self._client)
-        await self._publisher.open()
-        self.queue = TaskQueue(self._client, js, self._publisher, 1)
         await self._mend()
 
     async def _mend(self) -> None:
         """Until the queue is there and everybody who takes from it is served."""
         attempt = 0
         while True:
-            assert self.queue is not None
             try:
-                await self.queue.mend()
+                queue = await self._open_queue()
+                await queue.mend(lambda: None)  # that it went away has been told
+                self._doubtful = await queue.newest()
                 for intake in self._wanted - set(self._intakes):
-                    handle = self._handing_on(intake)
-                    self._intakes[intake] = await self.queue.take(
-                        intake.app, intake.function, handle, intake.priorities
-                    )
+                    await self._take(queue, intake)
                 break
             except Unavailable as error:
                 _log.warning("broker is not ready", broker=self._name, why=str(error))
@@ -133,10 +128,28 @@ class Link:
         for intake in list(self._wanted):
             await intake.again()
 
+    async def _open_queue(self) -> TaskQueue:
+        assert self._client is not None
+        if self.queue is None:
+            publisher = Publisher(self._client)
+            await publisher.open()
+            self._publisher = publisher
+            js = self._client.jetstream(timeout=DIAL)
+            self.queue = TaskQueue(self._client, js, publisher, 1)
+        return self.queue
+
+    async def _take(self, queue: TaskQueue, intake: TaskIntake) -> None:
+        handle = self._handing_on(intake)
+        made = await queue.take(intake.app, intake.function, handle, intake.priorities)
+        if intake in self._wanted:
+            self._intakes[intake] = made
+        else:  # it has left meanwhile
+            await made.close()
+
     def _handing_on(self, intake: TaskIntake) -> Handle:
         async def hand_on(delivery: Delivery) -> None:
-            if self.was_down and isinstance(delivery, JetStreamDelivery):
-                delivery.redelivered = True  # it may have been sent again over another broker
+            if delivery.sequence <= self._doubtful and isinstance(delivery, JetStreamDelivery):
+                delivery.redelivered = True
             await intake.delivered(delivery)
 
         return hand_on
@@ -145,7 +158,7 @@ class Link:
         if not self.up:
             return
         _log.warning("broker went away", broker=self._name)
-        self.up, self.was_down = False, True
+        self.up = False
         if self._publisher is not None:
             self._publisher.give_up("the broker went away")
         self._lost()
@@ -239,7 +252,8 @@ class BrokerSet:
         of them is up."""
         healthy = {name for name, link in self.links.items() if link.up}
         for name in self._balancer.order(function, healthy):
-            queue = self.links[name].queue
+            link = self.links.get(name)
+            queue = link.queue if link is not None else None
             if queue is not None:
                 with contextlib.suppress(Unavailable):
                     return await queue.offer(self.app, function, priority, frame)
@@ -252,13 +266,13 @@ class BrokerSet:
 
     async def remove(self, intake: TaskIntake) -> None:
         self.intakes.discard(intake)
-        for link in self.links.values():
+        for link in list(self.links.values()):
             await link.leave(intake)
 
     async def lives(self) -> dict[str, str]:
         """The present life of each broker's queue; of one that is down an empty text."""
         found = {}
-        for name, link in self.links.items():
+        for name, link in list(self.links.items()):
             found[name] = ""
             if link.up and link.queue is not None:
                 with contextlib.suppress(Unavailable):
@@ -267,7 +281,7 @@ class BrokerSet:
 
     async def backlog(self) -> Counter[str]:
         waiting: Counter[str] = Counter()
-        for link in self.links.values():
+        for link in list(self.links.values()):
             if link.up and link.queue is not None:
                 with contextlib.suppress(Unavailable):
                     waiting.update(await link.queue.backlog())
@@ -277,5 +291,5 @@ class BrokerSet:
         return [name for name, link in self.links.items() if not link.up]
 
     async def close(self) -> None:
-        for link in self.links.values():
+        for link in list(self.links.values()):
             await link.close()

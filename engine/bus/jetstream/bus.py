@@ -109,9 +109,7 @@ class JetStreamBus:
             await asyncio.sleep(MEND_PAUSES[min(attempt, len(MEND_PAUSES) - 1)])
             attempt += 1
             try:
-                lost = await self._tasks.mend()
-                if lost:
-                    self._say_lost("")
+                await self._tasks.mend(lambda: self._say_lost(""))
                 for intake in list(self._triggers):
                     await intake.ensure()
                     await intake.again()
@@ -123,6 +121,7 @@ class JetStreamBus:
 
     def partition_log(self, partition: int) -> JetStreamLog:
         return JetStreamLog(
+            self._client,
             self._js,
             self._publisher,
             subjects.log_stream(partition),
@@ -131,6 +130,7 @@ class JetStreamBus:
 
     def checkpoint_log(self, partition: int) -> JetStreamLog:
         return JetStreamLog(
+            self._client,
             self._js,
             self._publisher,
             subjects.checkpoint_stream(partition),
@@ -191,7 +191,7 @@ class JetStreamBus:
 
     async def task_backlog(self) -> dict[str, int]:
         waiting = Counter(await self._tasks.backlog())
-        for brokers in self._brokers.values():
+        for brokers in list(self._brokers.values()):
             waiting.update(await brokers.backlog())
         return dict(waiting)
 
@@ -208,7 +208,7 @@ class JetStreamBus:
         """The present life of every queue: of the common one under an empty name, of brokers
         under `app/broker`."""
         lives = {"": await self._tasks.life()}
-        for app, brokers in self._brokers.items():
+        for app, brokers in list(self._brokers.items()):
             lives |= {f"{app}/{name}": life for name, life in (await brokers.lives()).items()}
         return lives
 
@@ -249,7 +249,7 @@ class JetStreamBus:
         self.closing = True
         if self._mending is not None:
             self._mending.cancel()
-        for brokers in self._brokers.values():
+        for brokers in list(self._brokers.values()):
             await brokers.close()
         for intake in list(self._triggers):
             await intake.close()

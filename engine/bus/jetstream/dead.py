@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 
-import msgspec
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
@@ -13,21 +11,11 @@ from nats.js.errors import NotFoundError
 
 from engine.bus import subjects
 from engine.bus.jetstream.publishing import Publisher, unavailable
+from engine.bus.jetstream.streams import state_of
 from engine.bus.port import DeadLetter, no_letter
 from engine.errors import NotFound
 
-_PATIENCE = 5.0  # seconds
 _MESSAGE = 1_000  # characters
-
-
-class _State(msgspec.Struct):
-    first_seq: int = 0
-    last_seq: int = 0
-    deleted: list[int] | None = None
-
-
-class _Info(msgspec.Struct):
-    state: _State = msgspec.field(default_factory=_State)
 
 
 class JetStreamDeadLetters:
@@ -47,7 +35,7 @@ class JetStreamDeadLetters:
         await self._send(subjects.dead_subject(origin), frame, headers)
 
     async def letters(self, before: int, limit: int) -> list[DeadLetter]:
-        state = await self._state()
+        state, _ = await state_of(self._client, subjects.DEAD_STREAM, deleted=True)
         last = min(state.last_seq, before - 1) if before else state.last_seq
         gone = frozenset(state.deleted or ())
         found: list[DeadLetter] = []
@@ -84,16 +72,6 @@ class JetStreamDeadLetters:
 
     async def _send(self, subject: str, frame: bytes, headers: dict[str, str] | None) -> None:
         await (await self._publisher.publish(subject, frame, headers))
-
-    async def _state(self) -> _State:
-        """With the numbers of letters that were dropped from between others."""
-        subject = f"$JS.API.STREAM.INFO.{subjects.DEAD_STREAM}"
-        request = json.dumps({"deleted_details": True}).encode()
-        try:
-            answer = await self._client.request(subject, request, timeout=_PATIENCE)
-        except Exception as error:
-            raise unavailable(error) from error
-        return msgspec.json.decode(answer.data, type=_Info).state
 
 
 def _letter(number: int, message: RawStreamMsg) -> DeadLetter:

@@ -6,38 +6,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import datetime
 
-import msgspec
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from engine.bus.jetstream.publishing import Publisher, unavailable
+from engine.bus.jetstream.streams import state_of
 from engine.bus.port import Fenced
 from engine.errors import Unavailable
 
 ONE_BY_ONE = 16  # frames that are read without a consumer
-_INFO_PATIENCE = 5.0  # seconds
 APPEND_PATIENCE = 30.0  # seconds until an append of unknown fate is given up
-
-
-class _State(msgspec.Struct):
-    last_seq: int = 0
-    last_ts: datetime | None = None
-
-
-class _Info(msgspec.Struct):
-    """`ts` is the server's time at the answer."""
-
-    ts: datetime | None = None
-    state: _State = msgspec.field(default_factory=_State)
 
 
 class JetStreamLog:
     """One log stream. Appends of unknown fate are looked up in the stream and sent again."""
 
-    def __init__(self, js: JetStreamContext, publisher: Publisher, stream: str, subject: str):
+    def __init__(
+        self,
+        client: Client,
+        js: JetStreamContext,
+        publisher: Publisher,
+        stream: str,
+        subject: str,
+    ) -> None:
+        self._client = client
         self._js = js
         self._publisher = publisher
         self._stream = stream
@@ -52,16 +47,10 @@ class JetStreamLog:
         return info.state.last_seq
 
     async def since_last(self) -> int:
-        try:
-            answer = await self._js._nc.request(
-                f"$JS.API.STREAM.INFO.{self._stream}", timeout=_INFO_PATIENCE
-            )
-        except Exception as error:
-            raise unavailable(error) from error
-        info = msgspec.json.decode(answer.data, type=_Info)
-        if info.ts is None or info.state.last_ts is None or not info.state.last_seq:
+        state, now = await state_of(self._client, self._stream)
+        if now is None or state.last_ts is None or not state.last_seq:
             return 0
-        return max(0, round((info.ts - info.state.last_ts).total_seconds() * 1_000))
+        return max(0, round((now - state.last_ts).total_seconds() * 1_000))
 
     async def append(self, frame: bytes, expected: int) -> asyncio.Future[int]:
         outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()

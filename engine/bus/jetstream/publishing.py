@@ -37,7 +37,11 @@ class Publisher:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        await self._client.subscribe(f"{self._prefix}.*", cb=self._acknowledged)
+        """Errors: `Unavailable`."""
+        try:
+            await self._client.subscribe(f"{self._prefix}.*", cb=self._acknowledged)
+        except Exception as error:
+            raise unavailable(error) from error
         self._sweeper = asyncio.create_task(self._sweep())
 
     def give_up(self, why: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 from nats.aio.client import Client
 from nats.js import JetStreamContext
@@ -15,7 +16,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 from engine.bus import subjects
 from engine.bus.jetstream.publishing import Publisher, unavailable
 from engine.bus.jetstream.queues import JetStreamIntake, consumer
-from engine.bus.jetstream.streams import make_stream
+from engine.bus.jetstream.streams import make_stream, state_of
 from engine.bus.port import Handle
 
 _BYTES = 1 << 30
@@ -56,15 +57,20 @@ class TaskQueue:
             raise unavailable(error) from error
         return str(info.created)
 
-    async def mend(self) -> bool:
-        """After the connection was away: asks anew for what was asked for. True when the queue
-        has lost what it held."""
+    async def newest(self) -> int:
+        """The number of the newest frame."""
+        return (await state_of(self._client, subjects.TASK_STREAM))[0].last_seq
+
+    async def mend(self, lost: Callable[[], None]) -> None:
+        """After the connection was away: asks anew for what was asked for. Calls `lost` when the
+        queue has lost what it held; at once, for the rest may fail and be tried again."""
         before = self._life
         await self.open()
+        if self._life != before:
+            lost()
         for intake in list(self._intakes):
             await intake.ensure()
             await intake.again()
-        return self._life != before
 
     async def offer(
         self, app: str, function: str, priority: int, frame: bytes
