@@ -15,6 +15,7 @@ from magicflow.errors import (
     DeadlineExceeded,
     Exhausted,
     Invalid,
+    MagicflowError,
     TraceFailed,
     Unavailable,
     from_rpc,
@@ -173,42 +174,49 @@ class Client(Administration):
 
     async def trigger_batch(
         self, items: Iterable[tuple[str, Any]]
-    ) -> list[TraceHandle | Invalid | Unavailable | Exhausted]:
+    ) -> list[TraceHandle | MagicflowError]:
         """Starts many traces: (playbook, input) each. A refused one is an error in the list; those
-        that the server sheds are sent again when it says so, while the call has time."""
+        that the server sheds are sent again when it says so, while the call has time. If that
+        sending fails, its error stands in the place of each of them."""
         requests = [
             triggers.TriggerRequest(playbook=playbook, input=_input(value))
             for playbook, value in items
         ]
         now = asyncio.get_running_loop().time
         deadline = now() + self._timeout
-        handles: list[TraceHandle | Invalid | Unavailable | Exhausted] = []
-        verdicts: dict[int, triggers.TriggerVerdict] = {}
+        verdicts: dict[int, TraceHandle | MagicflowError] = {}
         left = list(range(len(requests)))
         while left:
             batch = triggers.TriggerBatchRequest(triggers=[requests[place] for place in left])
-            answer = await self._call(
-                self._trigger.TriggerBatch, batch, timeout=deadline - now(), repeat=False
-            )
-            verdicts.update(zip(left, answer.verdicts, strict=True))
-            left = [place for place in left if verdicts[place].refused.HasField("retry_after")]
-            pause = max((_wanted_pause(verdicts[place]) for place in left), default=0.0)
+            try:
+                answer = await self._call(
+                    self._trigger.TriggerBatch, batch, timeout=deadline - now(), repeat=False
+                )
+            except MagicflowError as error:
+                if not verdicts:
+                    raise
+                # Traces of the rounds before run: without their handles nobody could find them.
+                verdicts.update(dict.fromkeys(left, error))
+                break
+            for place, verdict in zip(left, answer.verdicts, strict=True):
+                verdicts[place] = self._handle_of(verdict)
+            shed = {place: v for place, v in verdicts.items() if isinstance(v, Exhausted)}
+            left = sorted(shed)
+            pause = max((v.retry_after or 0.0 for v in shed.values()), default=0.0)
             if now() + pause >= deadline:
                 break
             await asyncio.sleep(pause)
-        for place in range(len(requests)):
-            handles.append(self._handle_of(verdicts[place]))
-        return handles
+        return [verdicts[place] for place in range(len(requests))]
 
-    def _handle_of(
-        self, verdict: triggers.TriggerVerdict
-    ) -> TraceHandle | Invalid | Unavailable | Exhausted:
+    def _handle_of(self, verdict: triggers.TriggerVerdict) -> TraceHandle | MagicflowError:
         if verdict.HasField("started"):
             return TraceHandle(self, verdict.started.trace_id, verdict.started.snapshot_id)
         refused = verdict.refused
         if refused.HasField("retry_after"):
             return Exhausted(
-                refused.message, reason=refused.code, retry_after=_wanted_pause(verdict)
+                refused.message,
+                reason=refused.code,
+                retry_after=refused.retry_after.ToMilliseconds() / 1_000,
             )
         kind = Unavailable if refused.retryable else Invalid
         return kind(refused.message, reason=refused.code)
@@ -395,10 +403,6 @@ def _input(value: Any) -> Any:
         return to_payload(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid(f"the input cannot be sent: {error}", reason="INPUT_INVALID") from error
-
-
-def _wanted_pause(verdict: triggers.TriggerVerdict) -> float:
-    return verdict.refused.retry_after.ToMilliseconds() / 1_000
 
 
 def _trigger_request(

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from magicflow.client import Client, TraceHandle
-from magicflow.errors import Exhausted, Invalid, Unavailable
+from magicflow.errors import MagicflowError
 from magicflow.v1 import trace_pb2
 from magicflow.v1 import trigger_service_pb2 as trigger
 
@@ -96,7 +96,7 @@ class SyncClient:
 
     def trigger_batch(
         self, items: Iterable[tuple[str, Any]]
-    ) -> list[SyncTraceHandle | Invalid | Unavailable | Exhausted]:
+    ) -> list[SyncTraceHandle | MagicflowError]:
         verdicts = self.wait(self._client.trigger_batch(items))
         return [SyncTraceHandle(self, v) if isinstance(v, TraceHandle) else v for v in verdicts]
 

@@ -21,6 +21,7 @@ from magicflow import (
     NotFound,
     SyncClient,
     TraceFailed,
+    TraceHandle,
     Unavailable,
 )
 from magicflow import calls as calls_module
@@ -200,6 +201,31 @@ async def test_a_batch_has_a_verdict_for_each(calls: Calls, magic: Client) -> No
     assert handle.trace_id == ID
     assert (type(invalid), invalid.reason) == (Invalid, "INPUT_INVALID")
     assert (type(later), later.reason) == (Unavailable, "OVERLOADED")
+
+
+def a_batch(shed: int) -> pb.TriggerBatchResponse:
+    """One trace has started; as many as that come too early."""
+    later = pb.TriggerVerdict(refused=Failure(code="OVERLOADED", message="later", retryable=True))
+    later.refused.retry_after.FromMilliseconds(1)
+    return pb.TriggerBatchResponse(verdicts=[pb.TriggerVerdict(started=STARTED), *[later] * shed])
+
+
+async def test_what_a_batch_has_started_is_known_though_a_later_sending_fails(
+    calls: Calls, magic: Client
+) -> None:
+    calls.answers = [a_batch(shed=2), OUT]
+    first, *rest = await magic.trigger_batch([("shop/order", n) for n in range(3)])
+    assert (calls.names, len(calls.requests[1].triggers)) == (["TriggerBatch"] * 2, 2)
+    assert isinstance(first, TraceHandle)
+    assert [(type(error), error.reason) for error in rest] == [(Unavailable, "BUS_UNAVAILABLE")] * 2
+
+
+async def test_a_batch_that_fails_before_anything_has_started_raises(
+    calls: Calls, magic: Client
+) -> None:
+    calls.answers = [OUT]
+    with pytest.raises(Unavailable, match="the bus is out of reach"):
+        await magic.trigger_batch([("shop/order", 1)])
 
 
 # Deadlines and repetition.
