@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from magicflow.calls import Calls, duration
-from magicflow.errors import Invalid
+from magicflow.errors import Invalid, Violation
 from magicflow.playbook import Playbook
 from magicflow.v1 import dispatch_service_pb2 as dispatch
 from magicflow.v1 import playbook_pb2
@@ -73,7 +73,7 @@ class Administration(Calls):
         }
         for field, value in plain.items():
             if value is not None:
-                setattr(app, field, value)
+                _set(app, field, value)
         if brokers is not None:
             del app.brokers[:]
             app.brokers.extend(brokers)
@@ -253,6 +253,19 @@ class Administration(Calls):
 
 def _document(playbook: str | Playbook) -> str:
     return playbook if isinstance(playbook, str) else playbook.to_json()
+
+
+def _set(app: registry.App, field: str, value: Any) -> None:
+    """Errors: `Invalid` for what the field cannot hold."""
+    try:
+        setattr(app, field, value)
+    except (TypeError, ValueError) as error:
+        message = f"{value!r} cannot be an app's {field}"
+        raise Invalid(
+            message,
+            reason="INVALID",
+            violations=(Violation(f"app.{field}", "INVALID", str(error)),),
+        ) from error
 
 
 def _grant(target: str, grantee: str) -> registry.Grant:
