@@ -9,13 +9,26 @@ import typer
 from rich.table import Table
 
 import magicflow
-from cli.output import Exit, JsonFlag, age, command, err, fail, out, show_json
+from cli.output import (
+    Exit,
+    JsonFlag,
+    add_row,
+    age,
+    command,
+    err,
+    fail,
+    out,
+    say,
+    show_json,
+    whole_number,
+)
 from magicflow.v1.registry_service_pb2 import App, Balancing, Broker
 
 app = typer.Typer(no_args_is_help=True, help="Apps and their tokens.")
 grants = typer.Typer(no_args_is_help=True, help="Who may use whose functions and playbooks.")
 workers = typer.Typer(no_args_is_help=True, help="Workers.")
 
+MAX_UINT32 = (1 << 32) - 1
 AppName = Annotated[str, typer.Argument(metavar="APP", help="The app's name.")]
 
 
@@ -96,20 +109,21 @@ async def set_app(
     if as_json:
         show_json(changed)
         return
-    out.print(f"{name}: {describe_app(changed)}", highlight=False)
+    say(f"{name}: {describe_app(changed)}")
 
 
 def parse_broker(text: str) -> Broker:
     """`NAME=server,server*WEIGHT`."""
     name, _, rest = text.partition("=")
     servers, _, weight = rest.partition("*")
-    if not name or not servers or (weight and not weight.isdigit()):
+    number = whole_number(weight) if weight else 1
+    if not name or not servers or number is None or number > MAX_UINT32:
         fail(
             f"{text!r} is no broker",
             Exit.INVALID,
             mend="write NAME=nats://host:port, with *WEIGHT behind it for balancing by weight",
         )
-    return Broker(name=name, servers=servers.split(","), weight=int(weight or 1))
+    return Broker(name=name, servers=servers.split(","), weight=number)
 
 
 def describe_app(item: App) -> str:
@@ -139,7 +153,7 @@ async def list_apps(as_json: JsonFlag = False) -> None:
         return
     table = Table("app", "settings", "description")
     for item in found:
-        table.add_row(item.name, describe_app(item), item.description)
+        add_row(table, item.name, describe_app(item), item.description)
     out.print(table)
 
 
@@ -192,7 +206,8 @@ async def tokens(name: AppName, as_json: JsonFlag = False) -> None:
     table.columns[0].no_wrap = True
     for item in found:
         names = [magicflow_scope(scope) for scope in item.scopes]
-        table.add_row(
+        add_row(
+            table,
             item.id,
             item.subject,
             ", ".join(names),
@@ -214,7 +229,7 @@ async def revoke(token_id: Annotated[str, typer.Argument(help="The token's id.")
     """Make a token worthless, everywhere, within a second."""
     async with magicflow.Client() as client:
         await client.revoke_token(token_id)
-    out.print(f"token {token_id} revoked", highlight=False)
+    say(f"token {token_id} revoked")
 
 
 Target = Annotated[str, typer.Argument(help="app/name, or app/* for all of the app.")]
@@ -227,7 +242,7 @@ async def create_grant(target: Target, grantee: Grantee) -> None:
     """Let another app use a function or playbook."""
     async with magicflow.Client() as client:
         await client.grant(target, grantee)
-    out.print(f"{grantee} may use {target}", highlight=False)
+    say(f"{grantee} may use {target}")
 
 
 @grants.command("revoke")
@@ -236,7 +251,7 @@ async def revoke_grant(target: Target, grantee: Grantee) -> None:
     """Take a grant back."""
     async with magicflow.Client() as client:
         await client.revoke_grant(target, grantee)
-    out.print(f"{grantee} may no longer use {target}", highlight=False)
+    say(f"{grantee} may no longer use {target}")
 
 
 @grants.command("list")
@@ -250,7 +265,7 @@ async def list_grants(name: AppName, as_json: JsonFlag = False) -> None:
         return
     table = Table("target", "may be used by")
     for item in found:
-        table.add_row(item.target, item.grantee)
+        add_row(table, item.target, item.grantee)
     out.print(table)
 
 
@@ -272,7 +287,8 @@ async def list_workers(
     table.columns[0].overflow = "fold"
     for item in found:
         connected = time.time() * 1_000 - item.connected_at.ToMilliseconds()
-        table.add_row(
+        add_row(
+            table,
             item.worker_id,
             item.app,
             ", ".join(function.name for function in item.functions),

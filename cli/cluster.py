@@ -6,9 +6,10 @@ import time
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 import magicflow
-from cli.output import JsonFlag, age, command, out, show_json
+from cli.output import JsonFlag, add_row, age, command, out, show_json
 
 
 @command
@@ -33,7 +34,8 @@ def _show_instances(found: Any) -> None:
         numbers = owned.get(instance.name, []) if instance.service == "dispatcher" else []
         name = f"{instance.name} (leader)" if instance.name == found.leader else instance.name
         up = age(max(0.0, time.time() * 1_000 - instance.started_at.ToMilliseconds()))
-        table.add_row(
+        add_row(
+            table,
             instance.service,
             name if instance.service == "dispatcher" else instance.name,
             instance.address,
@@ -49,9 +51,8 @@ def _show_functions(found: Any) -> None:
         return
     table = Table("function", "workers", "slots", "frames not done")
     for function in found.functions:
-        table.add_row(
-            function.name, str(function.workers), str(function.slots), str(function.waiting)
-        )
+        figures = (function.workers, function.slots, function.waiting)
+        add_row(table, function.name, *map(str, figures))
     out.print(table)
 
 
@@ -64,5 +65,5 @@ def _show_alarms(found: Any) -> None:
         table = Table("alarm", "about", "what", "since")
         for alarm in found.alarms:
             since = age(max(0.0, time.time() * 1_000 - alarm.since.ToMilliseconds()))
-            table.add_row(f"[red]{alarm.code}[/]", alarm.subject, alarm.message, since)
+            add_row(table, Text(alarm.code, "red"), alarm.subject, alarm.message, since)
         out.print(table)

@@ -10,14 +10,17 @@ from google.protobuf.message import DecodeError
 from rich.table import Table
 
 import magicflow
-from cli.output import JsonFlag, age, command, out, plain, show_json
+from cli.output import MAX_INT64, JsonFlag, add_row, age, command, out, plain, say, show_json
 from magicflow.v1.dispatch_service_pb2 import DeadLetter
 from magicflow.v1.task_pb2 import TaskFrame
 
 app = typer.Typer(no_args_is_help=True, help="Frames that nobody could process.")
 
 LOST = "WORKER_LOST"
-Number = Annotated[int, typer.Argument(metavar="ID", help="The letter's number, from the list.")]
+Number = Annotated[
+    int,
+    typer.Argument(min=1, max=MAX_INT64, metavar="ID", help="The letter's number, from the list."),
+]
 
 
 @app.command("list")
@@ -38,7 +41,7 @@ async def list_letters(
     table = Table("id", "reason", "from", "message", "since")
     for letter in found:
         since = age(max(0.0, time.time() * 1_000 - letter.at.ToMilliseconds()))
-        table.add_row(str(letter.id), letter.code, letter.subject, letter.message, since)
+        add_row(table, str(letter.id), letter.code, letter.subject, letter.message, since)
     out.print(table)
 
 
@@ -62,12 +65,12 @@ async def replay(
         letter = await client.dead_letter(number)
         if letter.code != LOST:
             await client.replay_dead_letter(number)
-            out.print(f"{number} is back at {letter.subject}", highlight=False)
+            say(f"{number} is back at {letter.subject}")
             return
         for task in TaskFrame.FromString(letter.frame).tasks:
             trace_id = task.id.trace_id.hex()
             await client.retry(trace_id, [task.id.node], why or f"dead letter {number}")
-            out.print(f"{trace_id} runs again from {task.id.node}", highlight=False)
+            say(f"{trace_id} runs again from {task.id.node}")
         await client.drop_dead_letter(number)
 
 

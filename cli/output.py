@@ -4,23 +4,28 @@ codes that scripts can rely on (docs/errors.md lists them)."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from functools import wraps
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 import magicflow
 from engine.errors import MagicflowError as ServerError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+MAX_INT64 = (1 << 63) - 1
 
 
 class Exit(IntEnum):
@@ -53,8 +58,9 @@ _EXITS: list[tuple[type[magicflow.MagicflowError], Exit]] = [
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-out = Console()
-err = Console(stderr=True)
+# Of what others have written, `:x:` stays what it is.
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 
 
 def show_json(value: Any) -> None:
@@ -92,9 +98,33 @@ def _open_payloads(data: dict[str, Any], message: Message) -> dict[str, Any]:
     return data
 
 
+def add_row(table: Table, *cells: str | Text) -> None:
+    """As `Table.add_row`, but brackets in a text, which others may have written, mean nothing."""
+    table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def say(text: str) -> None:
+    """A line of plain text, in which brackets mean nothing."""
+    out.print(escape(text), highlight=False)
+
+
+def split_pin(text: str) -> tuple[str, int]:
+    """`app/name@snapshot` as (app/name, snapshot); 0 for none."""
+    name, _, pin = text.partition("@")
+    number = whole_number(pin) or 0
+    if pin and not 1 <= number <= MAX_INT64:
+        fail(f"{pin!r} is no snapshot number", Exit.USAGE)
+    return name, number
+
+
+def whole_number(text: str) -> int | None:
+    """Of the digits 0 to 9, up to 20 of them; None for anything else."""
+    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None
+
+
 def fail(
     message: str, exit_code: Exit, *, mend: str = "", details: list[str] | None = None
-) -> None:
+) -> NoReturn:
     """Prints an error for a person and ends the command."""
     err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     for line in details or ():

@@ -12,7 +12,18 @@ from rich.markup import escape
 from rich.table import Table
 
 import magicflow
-from cli.output import Exit, JsonFlag, command, err, fail, out, show_json
+from cli.output import (
+    MAX_INT64,
+    Exit,
+    JsonFlag,
+    add_row,
+    command,
+    err,
+    fail,
+    out,
+    show_json,
+    split_pin,
+)
 from magicflow.v1.playbook_pb2 import SEVERITY_ERROR, Finding
 
 if TYPE_CHECKING:
@@ -121,8 +132,10 @@ async def publish(
 @command
 async def switch(
     name: Name,
-    snapshot: Annotated[int, typer.Argument(min=1, help="The snapshot's number.")],
-    expect: Annotated[int, typer.Option(help="Only if this one is live now.")] = 0,
+    snapshot: Annotated[int, typer.Argument(min=1, max=MAX_INT64, help="The snapshot's number.")],
+    expect: Annotated[
+        int, typer.Option(min=0, max=MAX_INT64, help="Only if this one is live now.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a snapshot the live version. Running traces keep theirs."""
@@ -149,12 +162,13 @@ async def list_playbooks(
         return
     table = Table("playbook", "id", "live", "latest", "description")
     for record in found:
-        table.add_row(
+        add_row(
+            table,
             f"{record.app}/{record.name}",
             str(record.id),
             str(record.active_snapshot_id or "-"),
             str(record.latest_snapshot_id),
-            escape(record.description[:60]),
+            record.description[:60],
         )
     out.print(table)
 
@@ -166,20 +180,19 @@ async def show(
     as_json: JsonFlag = False,
 ) -> None:
     """A playbook, its snapshots, and the text of the live or the named one."""
-    full, _, pin = name.partition("@")
-    if pin and not pin.isdigit():
-        fail(f"{pin!r} is no snapshot number", Exit.USAGE)
+    full, pin = split_pin(name)
     async with magicflow.Client() as client:
         record = await client.playbook(full)
         snapshots = await client.snapshots(full)
-        number = int(pin) if pin else record.active_snapshot_id or record.latest_snapshot_id
+        number = pin or record.active_snapshot_id or record.latest_snapshot_id
         snapshot = await client.snapshot(number)
     if as_json:
         show_json({"playbook": record, "snapshots": snapshots, "snapshot": snapshot})
         return
     table = Table("snapshot", "published", "by", "checksum", "")
     for item in snapshots:
-        table.add_row(
+        add_row(
+            table,
             str(item.id),
             item.published_at.ToDatetime().isoformat(" ", "seconds"),
             item.published_by,
@@ -204,7 +217,9 @@ async def graph(
             help="A YAML or JSON file, - for standard input, app/name, or app/name@snapshot.",
         ),
     ],
-    snapshot: Annotated[int, typer.Option(min=0, help="This one, not the live one.")] = 0,
+    snapshot: Annotated[
+        int, typer.Option(min=0, max=MAX_INT64, help="This one, not the live one.")
+    ] = 0,
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", help="Write a picture; - for output.")
     ] = None,
@@ -254,15 +269,13 @@ async def _drawn_snapshot(name: str, number: int) -> Drawing:
     from cli.drawing.model import drawing_of
     from engine.wire.playbooks import playbook
 
-    full, _, pin = name.partition("@")
+    full, pin = split_pin(name)
     if "/" not in full:
         fail(f"{full!r} is neither a file nor app/name", Exit.USAGE)
-    if pin and not pin.isdigit():
-        fail(f"{pin!r} is no snapshot number", Exit.USAGE)
     async with magicflow.Client() as client:
         record = await client.playbook(full)
         latest = record.active_snapshot_id or record.latest_snapshot_id
-        snapshot = await client.snapshot(number or int(pin or 0) or latest)
+        snapshot = await client.snapshot(number or pin or latest)
     drawn = playbook(snapshot.playbook)
     if drawn.full_name != full:
         fail(f"snapshot {snapshot.id} is one of {drawn.full_name}, not of {full}", Exit.NOT_FOUND)

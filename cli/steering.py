@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 import magicflow
-from cli.output import command, out
+from cli.output import MAX_INT64, command, out
 from cli.traces import TraceId, read_input
 from cli.traces import app as app
 
@@ -84,7 +84,9 @@ async def rerun(
     trace_id: TraceId,
     node: Annotated[str, typer.Argument(help="Where to begin; nothing: at the start.")] = "",
     input: Annotated[str, typer.Option("--input", "-i", help="Instead of the former.")] = "",
-    snapshot: Annotated[int, typer.Option(help="On this snapshot instead.")] = 0,
+    snapshot: Annotated[
+        int, typer.Option(min=0, max=MAX_INT64, help="On this snapshot instead.")
+    ] = 0,
     why: Why = "",
 ) -> None:
     """Run a trace again from a node, as a new trace; prints its id."""

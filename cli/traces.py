@@ -13,7 +13,18 @@ from rich.live import Live
 from rich.table import Table
 
 import magicflow
-from cli.output import Exit, JsonFlag, age, command, fail, out, show_json
+from cli.output import (
+    MAX_INT64,
+    Exit,
+    JsonFlag,
+    add_row,
+    age,
+    command,
+    fail,
+    out,
+    show_json,
+    split_pin,
+)
 from magicflow.client import status_name, value_of
 from magicflow.payloads import to_json
 from magicflow.v1 import trace_pb2
@@ -55,14 +66,12 @@ async def trigger(
     as_json: JsonFlag = False,
 ) -> None:
     """Start a trace; with --wait, show its output."""
-    name, _, pin = playbook.partition("@")
-    if pin and not pin.isdigit():
-        fail(f"{pin!r} is no snapshot number", Exit.USAGE)
+    name, pin = split_pin(playbook)
     async with magicflow.Client() as client:
         handle = await client.trigger(
             name,
             read_input(input),
-            snapshot=int(pin or 0),
+            snapshot=pin,
             key=key,
             start_at=start_at,
             priority=priority,
@@ -165,7 +174,7 @@ def _plain(trace: trace_pb2.Trace) -> Any:
 @command
 async def list_traces(
     playbook: Annotated[str, typer.Argument(help="The playbook, app/name.")] = "",
-    snapshot: Annotated[int, typer.Option(help="Only this snapshot.")] = 0,
+    snapshot: Annotated[int, typer.Option(min=0, max=MAX_INT64, help="Only this snapshot.")] = 0,
     status: Annotated[str, typer.Option(help="Only this status, such as failed.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
     as_json: JsonFlag = False,
@@ -186,7 +195,8 @@ async def list_traces(
     table.columns[0].overflow = "fold"
     for trace in traces:
         took = trace.ended_at.ToMilliseconds() - trace.triggered_at.ToMilliseconds()
-        table.add_row(
+        add_row(
+            table,
             trace.trace_id,
             f"{trace.app}/{trace.playbook}@{trace.snapshot_id}",
             status_name(trace.status),
@@ -215,7 +225,8 @@ async def events(trace_id: TraceId, as_json: JsonFlag = False) -> None:
             detail = f"{body.failure.code}: {body.failure.message[:80]}"
         elif getattr(body, "taken", None) and name == "node_succeeded":
             detail = f"to {', '.join(body.taken)}"
-        table.add_row(
+        add_row(
+            table,
             event.at.ToDatetime().isoformat(" ", "milliseconds")[11:],
             name,
             getattr(body, "node", ""),

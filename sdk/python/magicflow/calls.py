@@ -11,7 +11,7 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
 from magicflow.connection import Target, Tls
-from magicflow.errors import Exhausted, Unavailable, from_rpc
+from magicflow.errors import Exhausted, Invalid, Unavailable, from_rpc
 
 Answer = TypeVar("Answer")
 
@@ -81,6 +81,10 @@ class Calls:
 
 
 def duration(seconds: float) -> Duration:
+    """Errors: `Invalid` for one that no message can hold."""
     length = Duration()
-    length.FromMilliseconds(int(seconds * 1_000))
+    try:
+        length.FromMilliseconds(int(seconds * 1_000))
+    except (OverflowError, ValueError) as error:
+        raise Invalid(f"{seconds} s is no length of time", reason="INVALID") from error
     return length
