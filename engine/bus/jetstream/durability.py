@@ -6,6 +6,7 @@ A client cannot see how a server flushes; the server's monitoring endpoint says 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -49,13 +50,17 @@ def check_version(version: str) -> None:
 async def check_durable(monitors: Sequence[str]) -> list[str]:
     """Asks each server's monitoring endpoint, `http://host:8222`; returns those that do not
     answer: one server of a cluster may be down. Errors: `Unavailable` when one is too old, has no
-    JetStream, or acknowledges before the disk has it."""
+    JetStream, or acknowledges before the disk has it, and for what is no address."""
     silent = []
     for monitor in monitors:
         try:
             varz = await asyncio.to_thread(_varz, monitor.rstrip("/"))
-        except (OSError, msgspec.MsgspecError) as error:
-            _log.warning("a monitoring endpoint does not answer", monitor=monitor, why=str(error))
+        except (http.client.InvalidURL, ValueError) as error:
+            raise _no_endpoint(monitor) from error
+        except (OSError, http.client.HTTPException, msgspec.MsgspecError) as error:
+            # Of what speaks no HTTP, such as the port for clients, the words alone say little.
+            why = f"{type(error).__name__}: {error}"
+            _log.warning("a monitoring endpoint does not answer as one", monitor=monitor, why=why)
             silent.append(monitor)
             continue
         check_version(varz.version)
@@ -72,9 +77,14 @@ async def check_durable(monitors: Sequence[str]) -> list[str]:
 
 def _varz(monitor: str) -> _Varz:
     if not monitor.startswith(("http://", "https://")):
-        raise _refused(f"{monitor!r} is no monitoring endpoint", "write http://host:8222")
+        raise _no_endpoint(monitor)
     with urllib.request.urlopen(f"{monitor}/varz", timeout=_PATIENCE) as answer:
         return msgspec.json.decode(answer.read(_LIMIT), type=_Varz)
+
+
+def _no_endpoint(monitor: str) -> Unavailable:
+    mend = "write http://host:8222 in MAGICFLOW_NATS_MONITOR, several with commas between"
+    return _refused(f"{monitor!r} is no monitoring endpoint", mend)
 
 
 def _refused(message: str, mend: str) -> Unavailable:
