@@ -33,7 +33,7 @@ async def list_letters(
     async with magicflow.Client() as client:
         found = await client.dead_letters(limit)
     if as_json:
-        show_json([_data(letter) for letter in found])
+        show_json(found)
         return
     if not found:
         out.print("no dead letters", highlight=False)
@@ -91,7 +91,7 @@ def _data(letter: DeadLetter) -> dict[str, Any]:
             tasks = TaskFrame.FromString(letter.frame).tasks
         except DecodeError:
             return data
-        del data["frame"]
+        data.pop("frame", None)  # there is none of an empty frame
         data["tasks"] = [
             {**plain(task), "trace_id": task.id.trace_id.hex(), "node": task.id.node}
             for task in tasks

@@ -12,7 +12,7 @@ from engine.core.playbook import Playbook
 from engine.document.reading import to_data
 from engine.errors import Invalid, Unimplemented
 from engine.rpc.interceptors import caller
-from engine.rpc.paging import page_size
+from engine.rpc.paging import page_size, page_start
 from engine.security.tokens import EVERY_APP, SCOPES, Tokens
 from engine.snapshots import keys
 from engine.snapshots.apps import encode_app
@@ -236,9 +236,7 @@ class RegistryServicer(RegistryServiceServicer):
     ) -> pb.ListSnapshotsResponse:
         row = await self._playbook(request.playbook, "trigger")
         size = page_size(request.page_size, 100, 1_000)
-        if request.page_token and not request.page_token.isdigit():
-            raise Invalid("page_token is none that this service gave out")
-        rows = await self._store.snapshots(row.id, int(request.page_token or 0), size)
+        rows = await self._store.snapshots(row.id, page_start(request.page_token), size)
         more = str(rows[-1].id) if len(rows) == size else ""
         return pb.ListSnapshotsResponse(
             snapshots=[_snapshot_message(found, with_graph=False) for found in rows],

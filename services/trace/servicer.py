@@ -19,7 +19,7 @@ from engine.errors import Invalid, NotFound, Unavailable, Unimplemented
 from engine.ids import born_at, parse_trace_id, partition_of
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.interceptors import caller
-from engine.rpc.paging import page_size
+from engine.rpc.paging import page_size, page_start
 from engine.rpc.status import from_call
 from engine.security.tokens import EVERY_APP
 from engine.snapshots.callees import Callees
@@ -98,7 +98,7 @@ class TraceServicer(TraceServiceServicer):
     ) -> pb.ListEventsResponse:
         trace_id = _parse(request.trace_id)
         size = page_size(request.page_size, 1_000, 10_000)
-        start = _page_start(request.page_token)
+        start = page_start(request.page_token)
         chapters = await self._chapters(trace_id)
         graphs, state = await self._fold(trace_id, chapters)
         caller().require("trigger", state.app)
@@ -276,12 +276,6 @@ def _parse(text: str) -> bytes:
             f"{text!r} is no trace id", mend="a trace id has 32 hex digits, as trigger prints it"
         )
     return trace_id
-
-
-def _page_start(token: str) -> int:
-    if token and not token.isdigit():
-        raise Invalid("page_token is none that this service gave out")
-    return int(token or 0)
 
 
 def _row_message(row: Execution) -> trace_pb2.Trace:

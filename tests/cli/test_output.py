@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,11 @@ class Odd(RegistryServiceServicer, DispatchServiceServicer):
         letter = dispatch.DeadLetter(id=7, code="CORRUPT", subject="flow.task", message=ODD)
         return dispatch.ListDeadLettersResponse(dead_letters=[letter])
 
+    async def GetDeadLetter(self, request: Any, context: Any) -> dispatch.GetDeadLetterResponse:
+        return dispatch.GetDeadLetterResponse(
+            dead_letter=dispatch.DeadLetter(id=request.id, subject="flow.task.shop.f.5")
+        )
+
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
@@ -86,6 +92,14 @@ def test_brackets_and_colons_of_others_are_no_markup(
     done = CliRunner().invoke(app, words.split())
     assert done.exception is None
     assert ODD in done.output
+
+
+def test_a_letter_whose_frame_is_empty_is_shown_without_tasks(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGICFLOW_ADDRESS", address)
+    done = CliRunner().invoke(app, ["dead", "show", "7"])
+    assert json.loads(done.output)["tasks"] == []
 
 
 @pytest.mark.parametrize("weight", ["x", "²", "٣", "-1", "1.5", "4294967296", "9" * 5_000])

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 from engine.bus.memory import MemoryBus
+from engine.bus.port import DeadLetter
 from engine.errors import Denied, Invalid, NotFound, WrongState
 from engine.rpc import interceptors
+from engine.rpc.server import MESSAGE_LIMIT
 from engine.security.tokens import EVERY_APP, Identity
 from magicflow.v1.dispatch_service_pb2 import ListDeadLettersRequest
 from services.dispatcher.letters import Letters
@@ -55,6 +57,32 @@ async def test_an_app_sees_its_own_letters_and_who_operates_all_sees_all(
         assert await origins(letters, size) == []
 
 
+async def test_a_list_leaves_out_the_frames_which_a_letter_has(letters: Letters) -> None:
+    with caller("shop", "operate"):
+        page = await letters.page(ListDeadLettersRequest())
+        assert [letter.frame for letter in page.dead_letters] == [b""] * 3
+        assert (await letters.one(page.dead_letters[0].id)).frame == b"2"
+
+
+async def test_a_page_of_large_frames_fits_a_message_and_is_read_some_at_a_time() -> None:
+    dead = MemoryBus().dead
+    for _ in range(40):
+        await dead.bury("flow.task.shop.f.5", bytes(1 << 20), "TASK_UNREADABLE", "no frame")
+    asked: list[int] = []
+    letters = dead.letters
+
+    async def counting(before: int, limit: int) -> list[DeadLetter]:
+        asked.append(limit)
+        return await letters(before, limit)
+
+    dead.letters = counting  # type: ignore[method-assign]
+    with caller("shop", "operate"):
+        page = await Letters(dead).page(ListDeadLettersRequest(page_size=1_000))
+    assert len(page.dead_letters) == 40
+    assert page.ByteSize() < MESSAGE_LIMIT
+    assert max(asked) < 40
+
+
 async def test_reading_needs_the_scope_operate(letters: Letters) -> None:
     with caller("shop", "trigger", "work"), pytest.raises(Denied):
         await origins(letters)
@@ -82,6 +110,7 @@ async def test_a_dropped_letter_is_gone(letters: Letters) -> None:
             await letters.one(1)
 
 
-async def test_a_made_up_page_token_is_refused(letters: Letters) -> None:
+@pytest.mark.parametrize("token", ["x", "²", "-1", "9" * 20, "9" * 5_000])
+async def test_a_made_up_page_token_is_refused(letters: Letters, token: str) -> None:
     with caller(EVERY_APP, "operate"), pytest.raises(Invalid):
-        await letters.page(ListDeadLettersRequest(page_token="x"))
+        await letters.page(ListDeadLettersRequest(page_token=token))

@@ -217,7 +217,8 @@ class Administration(Calls):
     # Dead letters.
 
     async def dead_letters(self, limit: int = 100) -> list[dispatch.DeadLetter]:
-        """Frames that could not be processed, newest first. Errors: `Denied`."""
+        """Frames that could not be processed, newest first. Their frames are left out;
+        `dead_letter` has one. Errors: `Denied`."""
         found: list[dispatch.DeadLetter] = []
         token = ""
         while len(found) < limit:

@@ -399,7 +399,7 @@ class DeadLetter(_message.Message):
     message: _builtins.str
     """One sentence for a person."""
     frame: _builtins.bytes
-    """The frame."""
+    """The frame; left out of lists."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When it was put aside."""
@@ -506,7 +506,7 @@ class ListDeadLettersResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]:
-        """The page."""
+        """The page. Their frames are left out."""
 
     def __init__(
         self,

@@ -141,7 +141,8 @@ class DispatchServiceServicer:
 
     def ListDeadLetters(self, request, context):
         """Frames that could not be processed, with their reasons, newest first: of the token's app, or
-        all of them with a token of every app.
+        all of them with a token of every app. Without the frames themselves, which a call for one
+        gives.
 
         Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
         """
@@ -150,7 +151,7 @@ class DispatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDeadLetter(self, request, context):
-        """One dead letter.
+        """One dead letter, with its frame.
 
         Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
         """

@@ -68,12 +68,13 @@ class DispatchServiceStub:
     """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.ListDeadLettersRequest, _dispatch_service_pb2.ListDeadLettersResponse]
     """Frames that could not be processed, with their reasons, newest first: of the token's app, or
-    all of them with a token of every app.
+    all of them with a token of every app. Without the frames themselves, which a call for one
+    gives.
 
     Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
     """
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetDeadLetterRequest, _dispatch_service_pb2.GetDeadLetterResponse]
-    """One dead letter.
+    """One dead letter, with its frame.
 
     Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
     """
@@ -130,12 +131,13 @@ class DispatchServiceAsyncStub(DispatchServiceStub):
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.ListDeadLettersRequest, _dispatch_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Frames that could not be processed, with their reasons, newest first: of the token's app, or
-    all of them with a token of every app.
+    all of them with a token of every app. Without the frames themselves, which a call for one
+    gives.
 
     Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
     """
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_dispatch_service_pb2.GetDeadLetterRequest, _dispatch_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
-    """One dead letter.
+    """One dead letter, with its frame.
 
     Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
     """
@@ -225,7 +227,8 @@ class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dispatch_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_dispatch_service_pb2.ListDeadLettersResponse]]:
         """Frames that could not be processed, with their reasons, newest first: of the token's app, or
-        all of them with a token of every app.
+        all of them with a token of every app. Without the frames themselves, which a call for one
+        gives.
 
         Errors: TOKEN_SCOPE, BUS_UNAVAILABLE.
         """
@@ -236,7 +239,7 @@ class DispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatch_service_pb2.GetDeadLetterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatch_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_dispatch_service_pb2.GetDeadLetterResponse]]:
-        """One dead letter.
+        """One dead letter, with its frame.
 
         Errors: NOT_FOUND, TOKEN_SCOPE, BUS_UNAVAILABLE.
         """
