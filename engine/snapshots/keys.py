@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ROOT = "/flow/"
 PARTITIONS = "/flow/partition/"
+STANDBYS = "/flow/standby/"
 DISPATCHERS = "/flow/dispatcher/"
 INSTANCES = "/flow/instance/"
 WORKERS = "/flow/worker/"
@@ -22,6 +23,11 @@ REPORT = "/flow/report"
 
 def partition(number: int) -> str:
     return f"{PARTITIONS}{number}"
+
+
+def standby(number: int) -> str:
+    """Holds the name of the instance that has read the partition and is ready to own it."""
+    return f"{STANDBYS}{number}"
 
 
 def snapshot(playbook_id: int, snapshot_id: int) -> str:

@@ -2,7 +2,8 @@
 
 A partition belongs to the live dispatcher with the highest rendezvous score. Its key is created
 under the instance's lease; the revision that created it is the epoch. An instance that loses its
-lease, or cannot renew it within two thirds of its time, stops all its processors at once.
+lease, or cannot renew it within two thirds of its time, stops all its processors at once. One that
+shall hand a partition on goes on until the next owner has read the log (`standby`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from engine.snapshots.port import Delete, Lease, LeaseLost, Put, Require, Snapsh
 from services.dispatcher.limits import Limits
 from services.dispatcher.pace import LATE, LoopPace
 from services.dispatcher.processor import Deposed, Processor
+from services.dispatcher.recovery import Recovery
+from services.dispatcher.standby import Standby
 
 LEASE = 6.0  # seconds
 CLOSING = 15.0  # seconds for all handovers at the end
 RETRY = 0.25  # seconds between looks at what is not as it should be
+FOLLOWING = 5.0  # seconds that the next owner may take to read the log before it gets it anyway
+SETTLING = 1.0  # seconds that it may take to begin before the next partition moves
 _log = structlog.get_logger(__name__)
 
 
@@ -59,9 +64,13 @@ class Ownership:
         self._members = Mirror(snapshots, keys.DISPATCHERS)
         self._owners = Mirror(snapshots, keys.PARTITIONS)
         self._projections = Mirror(snapshots, keys.PROJECTIONS)
+        self._followers = Mirror(snapshots, keys.STANDBYS)
+        self._mirrors = (self._members, self._owners, self._projections, self._followers)
+        self._standbys: dict[int, Standby] = {}
+        self._due_since: dict[int, float] = {}  # partitions of ours that are another's by now
         self._lease: Lease | None = None
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._leaving: asyncio.Task[None] | None = None  # a partition that is being handed on
+        self._handover: asyncio.Task[None] | None = None  # of a partition that is another's now
         self._ended: asyncio.Event = asyncio.Event()  # a partition has been let go
         self._made: dict[int, Processor] = {}  # also those that recover still
         self._keeper: asyncio.Task[None] | None = None
@@ -70,7 +79,7 @@ class Ownership:
 
     async def open(self) -> None:
         """Joins the cluster. Errors: `Unavailable`."""
-        for mirror in (self._members, self._owners, self._projections):
+        for mirror in self._mirrors:
             await mirror.open()
         await self._join()
         self._pace.open()
@@ -84,24 +93,36 @@ class Ownership:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
+        await self._stand_by(set())
         await self._leave()
+        await self._until_followed()
         deadline = asyncio.get_running_loop().time() + CLOSING
-        for partition, processor in list(self.processors.items()):
-            processor.stop()
-            await self._wait([self._running[partition]], deadline)
+        for partition in list(self.processors):
+            handover = asyncio.create_task(self._pass_on(partition))
+            await self._wait([handover], deadline)
+            handover.cancel()
         await self._wait(self._running.values(), deadline)
         self._abandon_all()
         if self._lease is not None:
             with contextlib.suppress(Unavailable):
                 await self._lease.revoke()
         await self._pace.close()
-        for mirror in (self._members, self._owners, self._projections):
+        for mirror in self._mirrors:
             await mirror.close()
 
     async def _leave(self) -> None:
         """The others shall know who follows before anything is handed over."""
         with contextlib.suppress(MagicflowError):
             await self._snapshots.delete(f"{keys.DISPATCHERS}{self._me.name}")
+
+    async def _until_followed(self) -> None:
+        """Returns when the next owners have read all our partitions, or have had time to."""
+        if not self._others():
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOWING):
+                while not all(self._is_followed(partition) for partition in self.processors):
+                    await self._followers.news()
 
     async def _wait(self, running: Iterable[asyncio.Task[None]], deadline: float) -> None:
         tasks = list(running)
@@ -128,8 +149,8 @@ class Ownership:
                 assert self._lease is not None
                 if not self._lease.held():
                     await self._rejoin()
-                await self._settle()
-                timeout = 5.0 if self._all_mine_run() else RETRY
+                settled = await self._settle()
+                timeout = 5.0 if settled else RETRY
                 await asyncio.wait(news, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             except (MagicflowError, LeaseLost) as error:
                 _log.warning("ownership is uncertain", why=str(error))
@@ -146,21 +167,29 @@ class Ownership:
             for coroutine in (
                 self._members.news(),
                 self._owners.news(),
+                self._followers.news(),
                 self._lease.lost(),
                 self._ended.wait(),
             )
         ]
 
-    def _all_mine_run(self) -> bool:
-        return all(partition in self._running for partition in self._mine())
-
     def _mine(self) -> list[int]:
-        names = [key.removeprefix(keys.DISPATCHERS) for key in self._members.entries]
+        names = [*self._others(), self._me.name]
         return [p for p in range(self._partitions) if chosen(p, names) == self._me.name]
+
+    def _others(self) -> list[str]:
+        names = (key.removeprefix(keys.DISPATCHERS) for key in self._members.entries)
+        return [name for name in names if name != self._me.name]
+
+    def _is_followed(self, partition: int) -> bool:
+        """Whether its next owner has read it."""
+        said = self._followers.entries.get(keys.standby(partition))
+        return said is not None and said.decode() == chosen(partition, self._others())
 
     async def _rejoin(self) -> None:
         _log.error("the lease is lost: all partitions are given up", instance=self._me.name)
         self._abandon_all()
+        await self._stand_by(set())
         if self._running:
             await asyncio.wait(self._running.values(), timeout=5.0)
         await self._join()
@@ -171,20 +200,55 @@ class Ownership:
         for task in self._running.values():
             task.cancel()
 
-    async def _settle(self) -> None:
+    async def _settle(self) -> bool:
+        """Whether everything is as it shall be."""
         mine = set(self._mine())
-        free = [p for p in sorted(mine) if p not in self._running and self.owner_of(p) is None]
-        await asyncio.gather(*(self._claim(partition) for partition in free))
-        self._hand_on([p for p in self.processors if p not in mine])
+        missing = {partition for partition in mine if partition not in self._running}
+        free = {partition for partition in missing if self.owner_of(partition) is None}
+        await asyncio.gather(*(self._claim(partition) for partition in sorted(free)))
+        await self._stand_by(missing - free)
+        others = [partition for partition in self.processors if partition not in mine]
+        self._hand_on(others)
         for partition, processor in self.processors.items():
             value = self._projections.entries.get(keys.projection(partition))
             processor.projected = int(value) if value else 0
+        return not others and all(partition in self._running for partition in mine)
+
+    async def _stand_by(self, partitions: set[int]) -> None:
+        """Reads in advance what is another's still and will be ours; nothing else."""
+        assert self._lease is not None
+        for partition in sorted(self._standbys.keys() - partitions):
+            await self._standbys.pop(partition).close()
+            await self._forget_standby(partition)
+        for partition in sorted(partitions - self._standbys.keys()):
+            standby = self._standbys[partition] = Standby(partition, self._bus, self._library)
+            standby.open(self._snapshots, self._me.name, self._lease.id)
 
     def _hand_on(self, others: list[int]) -> None:
-        """Lets go of what is another's now, one after the other."""
-        if others and (self._leaving is None or self._leaving.done()):
-            self._leaving = self._running[others[0]]
-            self.processors[others[0]].stop()
+        """Lets go of what is another's now, one after the other, once all of it has been read
+        there: to read a partition would hold up those that are there already."""
+        now = asyncio.get_running_loop().time()
+        self._due_since = {partition: self._due_since.get(partition, now) for partition in others}
+        if self._handover is not None and not self._handover.done():
+            return
+        late = now - FOLLOWING
+        ready = [p for p in others if self._is_followed(p) or self._due_since[p] < late]
+        if ready and len(ready) == len(others):
+            self._handover = asyncio.create_task(self._pass_on(ready[0]))
+
+    async def _pass_on(self, partition: int) -> None:
+        """Returns when the next owner is at work, if it had read the partition before."""
+        followed = self._is_followed(partition)
+        running, processor = self._running.get(partition), self.processors.get(partition)
+        if running is None or processor is None:
+            return  # it was lost meanwhile
+        processor.stop(followed)
+        await asyncio.wait([running])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLING):
+                while self._is_followed(partition):
+                    await self._followers.news()
+        self._ended.set()
 
     async def _claim(self, partition: int) -> None:
         assert self._lease is not None
@@ -195,18 +259,29 @@ class Ownership:
         )
         if epoch is None:
             return  # the former owner still holds it; its key goes with its lease
-        self._running[partition] = asyncio.create_task(self._own(partition, epoch))
+        standby = self._standbys.pop(partition, None)
+        recovery = await standby.close() if standby is not None else None
+        self._running[partition] = asyncio.create_task(self._own(partition, epoch, recovery))
 
-    async def _own(self, partition: int, epoch: int) -> None:
+    async def _own(self, partition: int, epoch: int, recovery: Recovery | None) -> None:
         processor = Processor(
-            partition, epoch, self._bus, self._library, self._clock, self._limits, self._pace
+            partition,
+            epoch,
+            self._bus,
+            self._library,
+            self._clock,
+            self._limits,
+            self._pace,
+            recovery,
         )
         self._made[partition] = processor
         forget = self._pace.on_tick(processor.wake)
         log = _log.bind(partition=partition, epoch=epoch)
+        said: asyncio.Task[None] | None = None
         try:
             await processor.recover()
             self.processors[partition] = processor
+            said = asyncio.create_task(self._forget_standby(partition)) if recovery else None
             if self._stopping:  # `close` has told those that it found here
                 processor.stop()
             log.info("partition owned")
@@ -218,16 +293,22 @@ class Ownership:
             log.exception("partition failed")
         finally:
             forget()
+            if said is not None:
+                said.cancel()
             self.processors.pop(partition, None)
             self._made.pop(partition, None)
             await self._let_go(partition, epoch)
             self._running.pop(partition, None)
             self._ended.set()
 
+    async def _forget_standby(self, partition: int) -> None:
+        """Also tells the former owner that we are at work."""
+        with contextlib.suppress(Unavailable):
+            await self._snapshots.delete(keys.standby(partition))
+
     async def _let_go(self, partition: int, epoch: int) -> None:
-        """Removes the key, if it is still the one of this epoch."""
+        """Removes the key, if it is still the one of this epoch: it is written once, when it is
+        made."""
         key = keys.partition(partition)
         with contextlib.suppress(Exception):
-            entry = await self._snapshots.get(key)
-            if entry is not None and entry.created == epoch:
-                await self._snapshots.commit([Require(key, entry.modified)], [Delete(key)])
+            await self._snapshots.commit([Require(key, epoch)], [Delete(key)])

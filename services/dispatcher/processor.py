@@ -83,13 +83,12 @@ from engine.snapshots.library import Library
 from engine.wire.traces import outcome_message, task_message
 from magicflow.v1.task_pb2 import Task, TaskId
 from services.dispatcher.census import Census
-from services.dispatcher.checkpoints import Checkpoints
 from services.dispatcher.ended import Ended
 from services.dispatcher.limits import Limits, NoLimits
 from services.dispatcher.outbox import Outbox
 from services.dispatcher.pace import Pace, Unpaced
 from services.dispatcher.quota import Quotas
-from services.dispatcher.recovery import recover, without_collections
+from services.dispatcher.recovery import Recovery, without_collections
 from services.dispatcher.starting import Starting, Starts
 from services.dispatcher.timers import Timers
 from services.dispatcher.turns import (
@@ -134,18 +133,21 @@ class Processor:
         clock: Clock,
         limits: Limits | None = None,
         pace: Pace | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
+        """`recovery` is given where the log has been read in advance."""
         self.partition = partition
         self._limits = limits or NoLimits()
         self._pace = pace or Unpaced()
         self.epoch = epoch
         self._bus = bus
         self._clock = clock
-        self._log = bus.partition_log(partition)
-        self._checkpoints = Checkpoints(bus.checkpoint_log(partition))
+        self._recovery = recovery or Recovery(partition, bus, library)
+        self._log = self._recovery.log
+        self._checkpoints = self._recovery.checkpoints
+        self._graphs = self._recovery.graphs
         self._outbox = Outbox(bus, partition, epoch)
         self._state = PartitionState()
-        self._graphs = Callees(library)
         self._timers = Timers()
         self._tail = 0
         self._number = 0
@@ -163,6 +165,7 @@ class Processor:
         self._wake = asyncio.Event()
         self._landed = asyncio.Event()
         self._stopping = False
+        self._followed = False
         self._ended: BaseException | None = None
         self._changed: set[bytes] = set()
         self._gone: set[bytes] = set()
@@ -235,13 +238,14 @@ class Processor:
             self._ahead = max(0, last - now)
 
     async def _read_state(self) -> None:
-        found = await recover(self.partition, self._log, self._checkpoints, self._graphs)
+        found = await self._recovery.catch_up()
         self._state, self._torn = found.state, found.torn
         self._tail = found.state.sequence
         await self._go_on_in_time(found.state.at)
         self._changed.clear()
         self._gone.clear()
         self._note_change(found.touched)
+        self._frames_since, self._bytes_since = found.frames, found.bytes
 
     async def _let_out_owed(self, lost: set[str]) -> None:
         """Timers always; dispatches of apps whose tasks are lost, or of all: those of others are on
@@ -302,9 +306,11 @@ class Processor:
             self._refuse_all()
             await self._outbox.close()
 
-    def stop(self) -> None:
-        """Takes nothing more, commits what is there, leaves a clean end for the next owner."""
+    def stop(self, followed: bool = False) -> None:
+        """Takes nothing more, commits what is there, leaves a clean end for the next owner. One who
+        has `followed` the log needs no checkpoint for it."""
         self._stopping = True
+        self._followed = followed
         self._wake.set()
 
     def abandon(self) -> None:
@@ -314,7 +320,8 @@ class Processor:
         self._end(Deposed("the partition is another's"))
 
     async def _hand_over(self) -> None:
-        await self._save_checkpoint()
+        if not self._followed:
+            await self._save_checkpoint()
         sent = await self._outbox.sent(HANDOVER_PATIENCE)
         identity = self._dispatched_to if sent and not self._redispatch else ""
         frame = Frame(

@@ -10,11 +10,15 @@ import pytest
 
 from engine.bus.memory import MemoryBus, MemorySpace
 from engine.clock import Clock
+from engine.snapshots import keys
 from engine.snapshots.library import Library
 from engine.snapshots.membership import Member, chosen
 from engine.snapshots.memory import MemorySnapshots
 from services.dispatcher.limits import NoLimits
 from services.dispatcher.ownership import Ownership
+from services.dispatcher.processor import Processor
+from services.dispatcher.recovery import Recovered, Recovery
+from services.dispatcher.standby import Standby
 
 PARTITIONS = 12
 
@@ -111,11 +115,15 @@ async def test_partitions_are_let_go_one_after_the_other(
     most = 0
     for partition, processor in first.processors.items():
 
-        def stop(partition: int = partition, stop: Callable[[], None] = processor.stop) -> None:
+        def stop(
+            followed: bool,
+            partition: int = partition,
+            stop: Callable[[bool], None] = processor.stop,
+        ) -> None:
             nonlocal most
             stopping.add(partition)
             most = max(most, len(stopping & set(first._running)))
-            stop()
+            stop(followed)
 
         monkeypatch.setattr(processor, "stop", stop)
     await cluster.join("b")
@@ -132,3 +140,63 @@ async def test_whoever_leaves_says_so_before_it_lets_go(cluster: Cluster) -> Non
     await cluster.leave("b")
     await cluster.settles()
     assert mine <= cluster.owned()["a"]
+
+
+async def test_the_next_owner_has_read_the_log_before_it_owns(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two owners nothing is read but what came last."""
+    owned: list[int] = []
+    loaded: list[int] = []
+    recover, begin = Processor.recover, Recovery._begin
+
+    async def recovers(self: Processor) -> None:
+        owned.append(self.partition)
+        await recover(self)
+
+    async def begins(self: Recovery) -> Recovered:
+        assert self._partition not in owned
+        loaded.append(self._partition)
+        return await begin(self)
+
+    await cluster.join("a")
+    await cluster.settles()
+    monkeypatch.setattr(Processor, "recover", recovers)
+    monkeypatch.setattr(Recovery, "_begin", begins)
+    await cluster.join("b")
+    await cluster.settles()
+    moved = cluster.owned()["b"]
+    assert moved
+    assert set(owned) == set(loaded) == moved
+    owned.clear()
+    loaded.clear()
+    await cluster.leave("b")
+    await cluster.settles()
+    assert set(owned) == set(loaded) == moved
+
+
+async def test_one_that_does_not_get_to_read_ahead_gets_it_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(self: Standby, snapshots: object, name: str, lease: int) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Standby, "_keep", never)
+    monkeypatch.setattr("services.dispatcher.ownership.FOLLOWING", 0.2)
+    await cluster.join("a")
+    await cluster.settles()
+    await cluster.join("b")
+    await cluster.settles()
+    assert cluster.owned()["b"]
+
+
+async def test_nothing_of_standbys_is_left_behind(cluster: Cluster) -> None:
+    for name in ("a", "b", "c"):
+        await cluster.join(name)
+    await cluster.settles()
+    await cluster.leave("b")
+    await cluster.settles()
+    await until(lambda: not any(made._standbys for made in cluster.instances.values()))
+    async with asyncio.timeout(5):
+        while (await cluster.snapshots.list(keys.STANDBYS))[0]:
+            await asyncio.sleep(0.01)

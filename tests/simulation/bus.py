@@ -527,6 +527,13 @@ class SimulatedLog(JetStreamLog):
         for sequence, frame in frames:
             yield sequence, frame
 
+    async def follow(self, after: int) -> AsyncIterator[tuple[int, bytes]]:
+        while True:
+            async for sequence, frame in self.read(after, 1 << 62):
+                after = sequence
+                yield sequence, frame
+            await asyncio.sleep(0.02)
+
 
 class Burials:
     """Dead letters are told to whoever watches, and kept by nobody."""

@@ -25,11 +25,14 @@ from services.dispatcher.letters import Letters
 from services.dispatcher.owners import OwnerFinder
 from services.dispatcher.ownership import Ownership
 from services.dispatcher.processor import Deposed, Processor
+from services.dispatcher.recovery import Recovery
 from services.dispatcher.roster import Roster
 from services.dispatcher.servicer import DispatchServicer
 from tests.simulation.bus import Connection, Faults, Server
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.playbooks import graph
+
+STANDING_BY = 3.0  # seconds
 
 Route = Callable[[int], "Dispatcher | None"]
 Vacated = Callable[[int, int], None]
@@ -94,6 +97,7 @@ class Dispatcher:
         self.processors: dict[int, Processor] = {}
         self.owning: dict[int, asyncio.Task[None]] = {}  # by epoch
         self.made: dict[int, Processor] = {}
+        self.warm: dict[int, tuple[Recovery, asyncio.Task[None]]] = {}
         self.running: set[int] = set()  # partitions that it has not quite given up yet
         self.closing = False
         self.gone = False
@@ -128,8 +132,33 @@ class Dispatcher:
         self.running.add(partition)
         self.owning[epoch] = self.process.spawn(self._own(partition, epoch))
 
+    def stand_by(self, partition: int) -> None:
+        """Reads in advance, as `Standby` does."""
+        if partition not in self.warm and partition not in self.running:
+            recovery = Recovery(partition, self.bus, Shelf())
+            self.warm[partition] = recovery, self.process.spawn(self._follow(partition, recovery))
+
+    async def _follow(self, partition: int, recovery: Recovery) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STANDING_BY):
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        await recovery.follow()
+                    await asyncio.sleep(0.25)
+        self.warm.pop(partition, None)
+
+    async def _read_before(self, partition: int) -> Recovery | None:
+        if partition not in self.warm:
+            return None
+        recovery, following = self.warm.pop(partition)
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        return recovery
+
     async def _own(self, partition: int, epoch: int) -> None:
-        processor = Processor(partition, epoch, self.bus, Shelf(), self._clock)
+        recovery = await self._read_before(partition)
+        processor = Processor(partition, epoch, self.bus, Shelf(), self._clock, recovery=recovery)
         self.made[epoch] = processor
         try:
             await processor.recover()

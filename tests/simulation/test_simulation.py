@@ -27,6 +27,7 @@ SOMETIMES = (
     "frame with an unknown fate",
     "epoch opened",
     "handover frame",
+    "claimed by a standby",
     "checkpoint",
     "redelivered",
     "superseded",

@@ -214,7 +214,9 @@ class World:
         if not living:
             self._assign(partition, 0.5)
             return
-        self._give(partition, self.chance.choice(living))
+        ready = [dispatcher for dispatcher in living if partition in dispatcher.warm]
+        self.oracle.seen["claimed by a standby"] += bool(ready)
+        self._give(partition, self.chance.choice(ready or living))
 
     def _give(self, partition: int, to: Dispatcher) -> None:
         self.revision += 1
@@ -298,7 +300,13 @@ class World:
         processor = dispatcher.processors.get(partition)
         if processor is not None and processor.epoch == epoch:
             self.oracle.happened("hand over", partition, epoch)
-            dispatcher.process.call(processor.stop)
+            others = [d for d in self.dispatchers.values() if d.takes(partition)]
+            if others and self.chance.random() < 0.5:
+                self.chance.choice(others).stand_by(partition)
+                later = self.chance.random() * 0.5
+                self.loop.outside(later, dispatcher.process.call, processor.stop, True)
+            else:
+                dispatcher.process.call(processor.stop)
 
     def _drain(self) -> None:
         found = self._some_dispatcher()
