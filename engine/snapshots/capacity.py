@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 
 from engine.snapshots import keys
 from engine.snapshots.mirror import Mirror
@@ -11,12 +12,15 @@ from magicflow.v1.worker_pb2 import Worker
 
 
 class Capacity:
-    """Counts of workers and slots, by function and app, kept up to date by a watch."""
+    """Counts of workers and slots, by function and app, kept up to date by a watch: who asks, for
+    every trigger perhaps, does not go through all the workers."""
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._mirror = Mirror(snapshots, keys.WORKERS, self._changed)
         self._workers: dict[str, Worker] = {}
         self._by_app: Counter[str] = Counter()
+        self._offering: Counter[str] = Counter()  # workers by function
+        self._serving: Counter[str] = Counter()  # of these those that take tasks
 
     async def open(self) -> None:
         """Errors: `Unavailable`."""
@@ -31,14 +35,12 @@ class Capacity:
 
     @property
     def offered(self) -> frozenset[str]:
-        return frozenset(f.name for w in self._workers.values() for f in w.functions)
+        return frozenset(self._offering)
 
     @property
-    def serving(self) -> frozenset[str]:
-        """Functions that some worker takes tasks of."""
-        return frozenset(
-            f.name for w in self._workers.values() if not w.draining for f in w.functions
-        )
+    def serving(self) -> Set[str]:
+        """Functions that some worker takes tasks of, at any time that one looks."""
+        return self._serving.keys()
 
     def of_functions(self) -> dict[str, tuple[int, int]]:
         """(workers, slots) by function, of those that take tasks."""
@@ -53,9 +55,22 @@ class Capacity:
 
     def _changed(self, change: Change) -> None:
         before = self._workers.pop(change.key, None)
-        if before is not None and not before.draining:
-            self._by_app[before.app] -= before.slots
+        if before is not None:
+            self._count(before, -1)
         if change.value is not None:
             worker = self._workers[change.key] = Worker.FromString(change.value)
-            if not worker.draining:
-                self._by_app[worker.app] += worker.slots
+            self._count(worker, 1)
+
+    def _count(self, worker: Worker, sign: int) -> None:
+        names = {function.name for function in worker.functions}
+        _add(self._offering, names, sign)
+        if not worker.draining:
+            self._by_app[worker.app] += sign * worker.slots
+            _add(self._serving, names, sign)
+
+
+def _add(counts: Counter[str], names: set[str], sign: int) -> None:
+    for name in names:
+        counts[name] += sign
+        if not counts[name]:
+            del counts[name]
