@@ -224,9 +224,11 @@ def _take(turn: Turn, command: Command) -> None:
 
 
 def give_up(graphs: Graphs, state: TraceState, error: BaseException, now: int) -> list[Event]:
-    """The end of a trace for which the rules themselves broke: so it stands alone with that."""
+    """The end of a trace for which the rules themselves broke: so it stands alone with that. Of
+    the error only the kind is said: its text is for our log, not for whoever may see the trace."""
     turn = Turn(graphs, state, now)
-    message = f"a fault in magicflow itself: {type(error).__name__}: {error}"
+    kind = type(error).__name__
+    message = f"a fault in magicflow itself: {kind}; the dispatcher's log has the details"
     turn.emit(TraceEnded(TraceStatus.FAILED, None, Failure(Code.INTERNAL_ERROR, message)))
     return turn.events
 

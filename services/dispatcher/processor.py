@@ -705,7 +705,8 @@ class Processor:
                 except Exception as error:
                     cause = error.__cause__ or error
                     _log.error("a start breaks", trace=trigger.trace_id.hex(), exc_info=cause)
-                    why = f"{type(cause).__name__}: {cause}"
+                    # Its text is for the log: whoever may read the letter gets the kind alone.
+                    why = f"{type(cause).__name__}; the dispatcher's log has the details"
                     letters.append((encode_triggers([trigger]), why))
             if letters:
                 turn.broken.append((starts.delivery, letters))
