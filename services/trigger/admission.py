@@ -115,6 +115,7 @@ class Admission:
 
     async def append(self, trigger: StartTrace) -> None:
         """Returns when the trigger is on disk. Errors: `Exhausted`, `Unavailable`."""
+        self._lanes.check(trigger)  # before the app's quota is charged for it
         partition, app = await self._make_room(trigger)
         self._backlog.add(partition, app, 1)
         # Where few of an app's traces may live, small frames fill their places better.

@@ -10,6 +10,7 @@ from engine.bus.port import MAX_FRAME, Bus
 from engine.bus.triggers import StartTrace, encode_triggers
 from engine.errors import Exhausted, Unavailable
 from engine.ids import partition_of
+from services.trigger.futures import settle
 
 APPEND_PATIENCE = 10.0  # seconds
 FRAME_TRIGGERS = 20  # an owner starts a frame as a whole: so long it does nothing else
@@ -25,19 +26,23 @@ class Lanes:
         self._lanes: dict[tuple[int, str, int], Lane] = {}
         self._bytes = 0
 
-    async def append(self, trigger: StartTrace, app: str, largest: int) -> None:
-        """Returns when the trigger is on disk. `largest` is how many triggers a frame may have.
-
-        Errors: `Exhausted` when too much waits already, `Unavailable`.
-        """
-        size = len(trigger.input.data)
-        if self._bytes + size > MAX_BYTES and self._bytes:
+    def check(self, trigger: StartTrace) -> None:
+        """Errors: `Exhausted` when too much waits already."""
+        if self._bytes + len(trigger.input.data) > MAX_BYTES and self._bytes:
             raise Exhausted(
                 f"{self._bytes >> 20} MiB of inputs wait to be stored",
                 reason="OVERLOADED",
                 mend="try again after the delay in the status details, as the SDKs do",
                 retry_after=1.0,
             )
+
+    async def append(self, trigger: StartTrace, app: str, largest: int) -> None:
+        """Returns when the trigger is on disk. `largest` is how many triggers a frame may have.
+
+        Errors: `Exhausted` when too much waits already, `Unavailable`.
+        """
+        self.check(trigger)
+        size = len(trigger.input.data)
         key = (partition_of(trigger.trace_id, self._partitions), app, trigger.priority)
         lane = self._lanes.get(key)
         if lane is None:
@@ -85,23 +90,29 @@ class Lane:
                 await self._sender
 
     async def _send(self) -> None:
-        while self._waiting:
-            batch = self._cut()
-            try:
-                frame = encode_triggers([trigger for trigger, _ in batch])
-                sent = await self._bus.offer_trigger(self._partition, self._priority, frame)
-                await asyncio.wait_for(sent, APPEND_PATIENCE)
-            except (Unavailable, TimeoutError) as error:
-                refusal = Unavailable(
-                    f"the trigger could not be stored: {error or 'the bus did not answer'}",
-                    reason="BUS_UNAVAILABLE",
-                    mend="try again; whether it was stored is not known",
-                    retry_after=1.0,
-                )
-                _settle(batch, refusal)
-            else:
-                _settle(batch, None)
-        self._sender = None
+        try:
+            while self._waiting:
+                await self._store(self._cut())
+        finally:  # broken off, if anything still waits
+            settle([future for _, future in self._waiting], _not_stored("the service stops"))
+            self._waiting.clear()
+            self._sender = None
+
+    async def _store(self, batch: list[tuple[StartTrace, asyncio.Future[None]]]) -> None:
+        futures = [future for _, future in batch]
+        try:
+            frame = encode_triggers([trigger for trigger, _ in batch])
+            sent = await self._bus.offer_trigger(self._partition, self._priority, frame)
+            await asyncio.wait_for(sent, APPEND_PATIENCE)
+        except (Unavailable, TimeoutError) as error:
+            settle(futures, _not_stored(str(error) or "the bus did not answer"))
+        except asyncio.CancelledError:  # also by a bus that closes
+            settle(futures, _not_stored("the service stops"))
+            raise
+        except Exception as error:  # of any kind: they would wait for ever
+            settle(futures, error)
+        else:
+            settle(futures, None)
 
     def _cut(self) -> list[tuple[StartTrace, asyncio.Future[None]]]:
         size, count = 0, 0
@@ -114,11 +125,10 @@ class Lane:
         return batch
 
 
-def _settle(batch: list[tuple[StartTrace, asyncio.Future[None]]], error: Exception | None) -> None:
-    for _, future in batch:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
+def _not_stored(why: str) -> Unavailable:
+    return Unavailable(
+        f"the trigger could not be stored: {why}",
+        reason="BUS_UNAVAILABLE",
+        mend="try again; whether it was stored is not known",
+        retry_after=1.0,
+    )

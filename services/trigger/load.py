@@ -34,7 +34,6 @@ class Backlog:
         self._waiting = waiting
         self._loads: dict[int, Load] = {}
         self._added: dict[int, Counter[str]] = {}
-        self._rates: dict[int, float] = {}  # starts per report
         self._listening: Listening | None = None
 
     async def open(self) -> None:

@@ -10,12 +10,13 @@ import asyncio
 
 import grpc.aio
 
-from engine.errors import Exhausted, MagicflowError
+from engine.errors import Exhausted, Unavailable
 from engine.ids import account_of
 from engine.rpc.channels import CALL_TIMEOUT, Owners
 from engine.rpc.status import from_call
 from engine.snapshots.apps import Apps
 from magicflow.v1.partition_service_pb2 import LeaseStartsRequest
+from services.trigger.futures import settle
 
 _Waiting = list[asyncio.Future[None]]
 
@@ -44,8 +45,14 @@ class Quotas:
         await future
 
     async def close(self) -> None:
-        for task in self._asking:
+        """Whoever still waits is refused."""
+        asking = list(self._asking)
+        for task in asking:
             task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        for waiting in self._waiting.values():  # for a call that was never made
+            settle(waiting, _stopping())
+        self._waiting.clear()
 
     async def _ask(self, app: str) -> None:
         await asyncio.sleep(0)  # whoever comes in this round of the loop shares the call
@@ -53,11 +60,13 @@ class Quotas:
             batch, self._waiting[app] = self._waiting[app], []
             try:
                 granted, wait = await self._lease(app, len(batch))
-            except MagicflowError as error:
-                _settle(batch, error)
-            else:
-                _settle(batch[:granted], None)
-                _settle(batch[granted:], self._refusal(app, wait))
+                settle(batch[:granted], None)
+                settle(batch[granted:], self._refusal(app, wait))
+            except asyncio.CancelledError:
+                settle(batch, _stopping())
+                raise
+            except Exception as error:  # of any kind: they would wait for ever
+                settle(batch, error)
         del self._waiting[app]
 
     async def _lease(self, app: str, wanted: int) -> tuple[int, float]:
@@ -82,11 +91,5 @@ class Quotas:
         )
 
 
-def _settle(batch: _Waiting, error: MagicflowError | None) -> None:
-    for future in batch:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
+def _stopping() -> Unavailable:
+    return Unavailable("this trigger service is shutting down; call again", retry_after=0.5)

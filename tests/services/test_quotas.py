@@ -14,6 +14,8 @@ from services.dispatcher.quota import BURST
 from services.dispatcher.quota import Quotas as Accounts
 from services.trigger.quotas import Quotas
 
+PATIENCE = 5.0  # seconds
+
 
 def test_over_time_an_app_gets_its_quota_and_no_more_whatever_it_asks_for() -> None:
     for rate in (0.5, 7.0, 1_000.0):
@@ -55,6 +57,9 @@ class Owner:
         self._grants = list(grants)
         self.asked: list[int] = []
         self.fails = False
+        self.fault: Exception | None = None
+        self.holds = asyncio.Event()
+        self.holds.set()
 
     def of_partition(self, partition: int) -> Owner:
         if self.fails:
@@ -69,6 +74,9 @@ class Owner:
 
         self.asked.append(request.wanted)
         await asyncio.sleep(0)
+        if self.fault is not None:
+            raise self.fault
+        await self.holds.wait()
         answer = LeaseStartsResponse(granted=min(request.wanted, self._grants.pop(0)))
         answer.retry_after.FromMilliseconds(40)
         return answer
@@ -106,3 +114,41 @@ async def test_while_nobody_keeps_the_account_nothing_starts() -> None:
     owner.fails = True
     with pytest.raises(Unavailable):
         await quotas(owner).take("limited")
+
+
+async def test_a_fault_in_a_call_reaches_all_who_wait_for_it_and_nobody_later() -> None:
+    owner = Owner(1)
+    takers = quotas(owner)
+    owner.fault = ZeroDivisionError("a fault")
+    async with asyncio.timeout(PATIENCE):
+        both = [takers.take("limited") for _ in range(2)]
+        outcomes = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError] * 2
+        owner.fault = None
+        await takers.take("limited")
+
+
+async def test_whoever_waits_when_the_service_stops_is_refused() -> None:
+    owner = Owner(1, 1)
+    owner.holds.clear()
+    takers = quotas(owner)
+    asking = asyncio.create_task(takers.take("limited"))
+    async with asyncio.timeout(PATIENCE):
+        while not owner.asked:
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(takers.take("limited"))  # for the next call
+        await asyncio.sleep(0)
+        await takers.close()
+        for task in (asking, waiting):
+            with pytest.raises(Unavailable, match="shutting down"):
+                await task
+
+
+async def test_whoever_came_last_when_the_service_stops_is_refused() -> None:
+    takers = quotas(Owner(1))
+    asking = asyncio.create_task(takers.take("limited"))
+    await asyncio.sleep(0)  # its call has not begun
+    await takers.close()
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(Unavailable, match="shutting down"):
+            await asking
