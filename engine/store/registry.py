@@ -51,6 +51,7 @@ class RegistryStore:
         return await self._all(sa.select(tables.app).order_by(tables.app.c.name))
 
     async def update_app(self, name: str, description: str, app: App) -> None:
+        """Replaces the description and every setting."""
         async with self._database.write() as connection:
             await connection.execute(
                 tables.app.update()

@@ -83,6 +83,7 @@ class RegistryServicer(RegistryServiceServicer):
         return pb.ListAppsResponse(apps=seen)
 
     async def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> pb.UpdateAppResponse:
+        """Replaces every setting: what the request leaves out is not kept."""
         app = request.app
         caller().require("admin", app.name)
         if len(app.description) > 1_024:

@@ -56,7 +56,8 @@ class Administration(Calls):
         max_edges: int | None = None,
         max_document_bytes: int | None = None,
     ) -> registry.App:
-        """Changes what is given; the app as it is then. `quota` is starts per second and
+        """Changes what is given; the app as it is then. It is read first and sent back whole: of
+        two changes at the same time the last one wins. `quota` is starts per second and
         `in_flight` live traces, both for the whole cluster, 0 for no limit; `balancing` is
         `round_robin`, `weight` or `consistent_hash`; the last three bound the app's playbooks, 0 as
         the cluster does. Errors: `Invalid`, `NotFound`, `Denied`."""

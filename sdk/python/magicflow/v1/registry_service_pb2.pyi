@@ -389,7 +389,7 @@ class UpdateAppRequest(_message.Message):
     APP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def app(self) -> Global___App:
-        """The whole app as it shall be."""
+        """The whole app as it shall be; `created_at` is ignored."""
 
     def __init__(
         self,

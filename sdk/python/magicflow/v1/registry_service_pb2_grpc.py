@@ -152,7 +152,9 @@ class RegistryServiceServicer:
     """
 
     def CreateApp(self, request, context):
-        """Makes an app. Needs the scope `admin` of the cluster.
+        """Makes an app. Needs the scope `admin` of the cluster. Repeated, also with the same content, it
+        changes nothing and says APP_EXISTS; after one that broke off midway, UpdateApp with the same
+        settings and CreateToken bring what is missing.
 
         Errors: INVALID, APP_EXISTS, TOKEN_SCOPE.
         """
@@ -179,7 +181,9 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateApp(self, request, context):
-        """Changes an app's settings.
+        """Replaces all settings of an app: what is left out is as if it were never set, and an app
+        without `enabled` is off. To change one of them, get the app, change it and send it back; of two
+        who do so at once the last one wins. Idempotent.
 
         Errors: INVALID, APP_NOT_FOUND, TOKEN_SCOPE.
         """

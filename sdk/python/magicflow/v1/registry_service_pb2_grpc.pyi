@@ -34,7 +34,9 @@ class RegistryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     CreateApp: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateAppRequest, _registry_service_pb2.CreateAppResponse]
-    """Makes an app. Needs the scope `admin` of the cluster.
+    """Makes an app. Needs the scope `admin` of the cluster. Repeated, also with the same content, it
+    changes nothing and says APP_EXISTS; after one that broke off midway, UpdateApp with the same
+    settings and CreateToken bring what is missing.
 
     Errors: INVALID, APP_EXISTS, TOKEN_SCOPE.
     """
@@ -49,7 +51,9 @@ class RegistryServiceStub:
     Errors: TOKEN_INVALID.
     """
     UpdateApp: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateAppRequest, _registry_service_pb2.UpdateAppResponse]
-    """Changes an app's settings.
+    """Replaces all settings of an app: what is left out is as if it were never set, and an app
+    without `enabled` is off. To change one of them, get the app, change it and send it back; of two
+    who do so at once the last one wins. Idempotent.
 
     Errors: INVALID, APP_NOT_FOUND, TOKEN_SCOPE.
     """
@@ -152,7 +156,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateApp: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateAppRequest, _registry_service_pb2.CreateAppResponse]  # type: ignore[assignment]
-    """Makes an app. Needs the scope `admin` of the cluster.
+    """Makes an app. Needs the scope `admin` of the cluster. Repeated, also with the same content, it
+    changes nothing and says APP_EXISTS; after one that broke off midway, UpdateApp with the same
+    settings and CreateToken bring what is missing.
 
     Errors: INVALID, APP_EXISTS, TOKEN_SCOPE.
     """
@@ -167,7 +173,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors: TOKEN_INVALID.
     """
     UpdateApp: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateAppRequest, _registry_service_pb2.UpdateAppResponse]  # type: ignore[assignment]
-    """Changes an app's settings.
+    """Replaces all settings of an app: what is left out is as if it were never set, and an app
+    without `enabled` is off. To change one of them, get the app, change it and send it back; of two
+    who do so at once the last one wins. Idempotent.
 
     Errors: INVALID, APP_NOT_FOUND, TOKEN_SCOPE.
     """
@@ -273,7 +281,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.CreateAppRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.CreateAppResponse, _abc.Awaitable[_registry_service_pb2.CreateAppResponse]]:
-        """Makes an app. Needs the scope `admin` of the cluster.
+        """Makes an app. Needs the scope `admin` of the cluster. Repeated, also with the same content, it
+        changes nothing and says APP_EXISTS; after one that broke off midway, UpdateApp with the same
+        settings and CreateToken bring what is missing.
 
         Errors: INVALID, APP_EXISTS, TOKEN_SCOPE.
         """
@@ -306,7 +316,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.UpdateAppRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.UpdateAppResponse, _abc.Awaitable[_registry_service_pb2.UpdateAppResponse]]:
-        """Changes an app's settings.
+        """Replaces all settings of an app: what is left out is as if it were never set, and an app
+        without `enabled` is off. To change one of them, get the app, change it and send it back; of two
+        who do so at once the last one wins. Idempotent.
 
         Errors: INVALID, APP_NOT_FOUND, TOKEN_SCOPE.
         """
