@@ -113,14 +113,19 @@ class Surroundings:
         return [_written(callee) for callee in self._way_round((itself, start))]
 
     def _way_round(self, way: tuple[Callee, ...]) -> tuple[Callee, ...]:
-        for further in self._certain_calls(way[-1]):
-            if further in way:
-                return (*way, further)
-            if further not in self._ending:
-                found = self._way_round((*way, further))
-                if found:
-                    return found
-        self._ending.add(way[-1])
+        """Not by calling itself: a playbook may call a thousand others that call each other."""
+        here = dict.fromkeys(way)  # the way, and what is on it
+        left = [iter(self._certain_calls(way[-1]))]
+        while left:
+            further = next(left[-1], None)
+            if further is None:
+                left.pop()
+                self._ending.add(here.popitem()[0])
+            elif further in here:
+                return (*here, further)
+            elif further not in self._ending:
+                here[further] = None
+                left.append(iter(self._certain_calls(further)))
         return ()
 
     def _certain_calls(self, callee: Callee) -> list[Callee]:

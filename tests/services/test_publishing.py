@@ -312,3 +312,15 @@ async def test_a_ring_that_no_single_way_shows_is_found(registry: Registry) -> N
     await registry.has("playbook: both\napp: a\nnodes: {x: {playbook: one}, y: {playbook: two}}")
     [found] = await registry.finds(HEAD + "nodes: {c: {playbook: both}}")
     assert (found.code, found.warning) == ("RECURSION", False)
+
+
+async def test_a_thousand_playbooks_that_call_each_other_in_a_row_are_followed_to_their_end(
+    registry: Registry,
+) -> None:
+    count = 1_200
+    for number in range(count - 1):
+        call = f"{{x: {{playbook: p{number + 1}}}}}"
+        await registry.has(f"playbook: p{number}\napp: a\nnodes: {call}")
+    await registry.has(f"playbook: p{count - 1}\napp: a\nnodes: {{x: {{task: f}}}}")
+    nodes = ", ".join(f"c{number}: {{playbook: p{number}}}" for number in range(count))
+    assert await registry.finds(HEAD + f"nodes: {{{nodes}}}") == []
