@@ -4,9 +4,11 @@ takes nothing with it."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,3 +191,30 @@ async def test_a_broker_that_is_not_there_from_the_beginning_is_waited_for_and_c
     await until(lambda: not bus.trouble())
     await offer(bus, "late", b"3", b"4")
     assert await held_by(brokers["two"]) == 1
+
+
+@pytest.mark.parametrize("question", ["tasks_identity", "task_backlog"])
+async def test_brokers_may_change_while_all_of_them_are_asked(
+    bus: JetStreamBus,
+    brokers: dict[str, NatsServer],
+    question: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await bus.use_brokers("shop", named(brokers))
+    queue = bus._brokers["shop"].links["one"].queue
+    verb = {"tasks_identity": "life", "task_backlog": "backlog"}[question]
+    answer = getattr(queue, verb)
+
+    async def change_and_answer() -> Any:
+        two = named({"two": brokers["two"]})
+        await bus.use_brokers("shop", (*two, Broker("three", (brokers["one"].url,))))
+        await bus.use_brokers("bank", two)
+        return await answer()
+
+    monkeypatch.setattr(queue, verb, change_and_answer)
+    assert await getattr(bus, question)() is not None
+    assert set(bus._brokers["shop"].links) == {"two", "three"}
+    if question == "tasks_identity":
+        lives = json.loads(await bus.tasks_identity())
+        assert set(lives) == {"", "shop/two", "shop/three", "bank/two"}
+        assert all(lives.values())
