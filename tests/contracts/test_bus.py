@@ -7,11 +7,13 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.bus.jetstream import JetStreamBus, connect
+from engine.bus.jetstream.queues import JetStreamIntake
 from engine.bus.memory import MemoryBus, MemorySpace
 from engine.bus.port import Bus, Delivery, Fenced, Log
 from engine.core.journal import (
@@ -559,7 +561,7 @@ async def test_a_replayed_letter_comes_out_of_its_queue_again(bench: Bench) -> N
     await intake.close()
 
 
-# JetStream alone: what a server that dies must not do.
+# JetStream alone: what a server that dies must not do, and one without our streams.
 
 
 async def test_no_frame_is_lost_or_doubled_when_the_server_dies_in_mid_append(
@@ -620,10 +622,55 @@ async def test_an_intake_that_was_closed_is_not_made_again_with_the_others(
     await closed.close()
     await jetstream.restart()
     await until(lambda: mended)
-    consumers = await bus._client.jetstream().consumers_info("FLOW_TASK")
-    names = {consumer.name for consumer in consumers}
-    assert any("=open=" in name for name in names)
+    names: set[str] = set()
+    async with asyncio.timeout(PATIENCE):  # the loss is told before intakes are made again
+        while not any("=open=" in name for name in names) or not bus._mending.done():
+            await asyncio.sleep(0.01)
+            names = {c.name for c in await bus._client.jetstream().consumers_info("FLOW_TASK")}
     assert not any("=closed=" in name for name in names)
+
+
+async def test_a_loss_is_told_though_the_first_mending_after_it_fails(
+    jetstream: JetStreamBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, hand, calls = await jetstream.bus(), Hand(), []
+    bus.on_tasks_lost(calls.append)
+    ensure, failed = JetStreamIntake.ensure, []
+
+    async def failing_once(intake: JetStreamIntake) -> None:
+        if not failed:
+            failed.append(intake)
+            raise Unavailable("not yet")
+        await ensure(intake)
+
+    intake = await bus.take_tasks("shop", jetstream.function, hand)
+    await intake.ask(1)
+    monkeypatch.setattr(JetStreamIntake, "ensure", failing_once)
+    await jetstream.restart()
+    await until(lambda: calls)
+    await offer(jetstream, bus, b"one")
+    await until(lambda: hand.held)  # mended after all
+    assert failed
+    assert calls == [""]
+
+
+async def test_dead_letters_without_their_stream_are_unavailable(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        bus = await connect([server.url], partitions=1)
+        await bus.dead.bury("flow.task.a.f.5", b"1", "CORRUPT", "no frame")
+        assert len(await bus.dead.letters(0, 10)) == 1
+        await bus._js.delete_stream("FLOW_DEAD")
+        with pytest.raises(Unavailable, match="FLOW_DEAD"):
+            await bus.dead.letters(0, 10)
+        await bus.close()
+
+
+async def test_how_long_ago_a_log_was_written_that_is_not_there_is_unavailable(
+    jetstream: JetStreamBench,
+) -> None:
+    unknown = (await jetstream.bus()).partition_log(PARTITIONS)
+    with pytest.raises(Unavailable, match="stream not found"):
+        await unknown.since_last()
 
 
 async def test_a_server_out_of_reach_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
