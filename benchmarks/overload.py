@@ -45,11 +45,11 @@ class Cluster:
         self.nats = self.etcd = self.monitor = ""
 
     async def __aenter__(self) -> Cluster:
+        found = await etcd_child(self._data)
+        assert found is not None, "there is no etcd on the PATH: run `make servers`"
         nats, self.nats, self.monitor = await nats_child(self._data)
         self._stack.push_async_callback(nats.stop)
         await nats.start()
-        found = await etcd_child(self._data)
-        assert found is not None, "there is no etcd on the PATH: run `make servers`"
         etcd, self.etcd = found
         self._stack.push_async_callback(etcd.stop)
         await etcd.start()
