@@ -7,7 +7,6 @@ caught up, the next owner says so under its lease; the present one waits for tha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import structlog
 
@@ -19,6 +18,7 @@ from engine.snapshots.port import LeaseLost, Snapshots
 from services.dispatcher.recovery import Recovery, without_collections
 
 RETRY = 0.25  # seconds
+AGAIN = 0.01  # seconds until a cancellation that was not heard is repeated
 _log = structlog.get_logger(__name__)
 
 
@@ -37,10 +37,11 @@ class Standby:
 
     async def close(self) -> Recovery | None:
         """What has been read, for the owner that this instance becomes."""
-        if self._task is not None:
+        # One cancellation may be lost: `asyncio.wait_for` of Python 3.11 returns a result that
+        # comes with it as if nothing had been.
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task], timeout=AGAIN)
         return self._recovery
 
     async def _keep(self, snapshots: Snapshots, name: str, lease: int) -> None:

@@ -200,3 +200,25 @@ async def test_nothing_of_standbys_is_left_behind(cluster: Cluster) -> None:
     async with asyncio.timeout(5):
         while (await cluster.snapshots.list(keys.STANDBYS))[0]:
             await asyncio.sleep(0.01)
+
+
+async def test_a_standby_that_misses_a_cancellation_holds_up_nobody(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that waits for the bus with `asyncio.wait_for` of Python 3.11."""
+    follow = Recovery.follow
+    missed: list[int] = []
+
+    async def deaf(self: Recovery) -> None:
+        try:
+            await follow(self)
+        except asyncio.CancelledError:
+            missed.append(self._partition)
+        await follow(self)
+
+    monkeypatch.setattr(Recovery, "follow", deaf)
+    await cluster.join("a")
+    await cluster.settles()
+    await cluster.join("b")
+    await cluster.settles()
+    assert set(missed) == cluster.owned()["b"]
