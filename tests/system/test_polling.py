@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from magicflow.v1.task_pb2 import (
     TaskResult,
 )
 from magicflow.v1.worker_pb2 import Function, WorkerHello
-from tests.servers import free_port
+from tests.servers import ROOT, free_port
 from tests.system.stack import Program, until_offered, until_owned
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("polling")]
@@ -73,6 +74,41 @@ async def test_a_polling_worker_takes_no_more_than_its_slots_and_gets_its_receip
         result = TaskResult(id=second[0].id, output=second[0].input)
         await dispatch.Complete(pb.CompleteRequest(session=session, results=[result]), timeout=10)
         assert await handle.result(10) == {"left": {"n": 1}, "right": {"n": 1}}
+
+
+UPPER = """
+playbook: upper
+app: shop
+nodes:
+  a: {task: upper, retry: {attempts: 1}}
+  b: {task: upper, input: {text: $.a}}
+edges:
+  - {from: a, to: b}
+"""
+
+
+async def test_the_worker_of_the_docs_works_and_ends_without_losing_anything(address: str) -> None:
+    """`examples/polling_worker.py`, which has nothing but generated stubs."""
+    file = ROOT / "examples" / "polling_worker.py"
+    async with magicflow.Client(address) as client:
+        await until_owned(client)
+        await client.create_app("shop")
+        command = [sys.executable, str(file), address]
+        worker = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        try:
+            await until_offered(client, "shop/upper")
+            await client.publish(UPPER, switch=True)
+            handle = await client.trigger("shop/upper", {"text": "grün"})
+            assert await handle.result(20) == {"b": "GRÜN"}
+            failed = await client.trigger("shop/upper", {"number": 1})
+            with pytest.raises(magicflow.TraceFailed, match="text"):
+                await failed.result(20)
+            last = await client.trigger("shop/upper", {"text": "x"})
+            assert await last.result(20) == {"b": "X"}
+        finally:
+            worker.terminate()
+            _, complaints = await asyncio.wait_for(worker.communicate(), 20)
+        assert (worker.returncode, complaints) == (0, b"")
 
 
 async def test_a_session_that_was_never_opened_is_refused(address: str) -> None:
