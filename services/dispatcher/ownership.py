@@ -33,7 +33,7 @@ LEASE = 6.0  # seconds
 CLOSING = 15.0  # seconds for all handovers at the end
 RETRY = 0.25  # seconds between looks at what is not as it should be
 FOLLOWING = 5.0  # seconds that the next owner may take to read the log before it gets it anyway
-SETTLING = 1.0  # seconds that it may take to begin before the next partition moves
+SETTLING = 0.5  # seconds that it may take to begin before the next partition moves
 _log = structlog.get_logger(__name__)
 
 
@@ -116,12 +116,14 @@ class Ownership:
             await self._snapshots.delete(f"{keys.DISPATCHERS}{self._me.name}")
 
     async def _until_followed(self) -> None:
-        """Returns when the next owners have read all our partitions, or have had time to."""
-        if not self._others():
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FOLLOWING):
-                while not all(self._is_followed(partition) for partition in self.processors):
+        """Returns when the next owners have read all our partitions, or have had time to, or when
+        there are none."""
+        end = asyncio.get_running_loop().time() + FOLLOWING
+        while self._others() and asyncio.get_running_loop().time() < end:
+            if all(self._is_followed(partition) for partition in self.processors):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):  # the others may leave, too
                     await self._followers.news()
 
     async def _wait(self, running: Iterable[asyncio.Task[None]], deadline: float) -> None:

@@ -222,3 +222,15 @@ async def test_a_standby_that_misses_a_cancellation_holds_up_nobody(
     await cluster.join("b")
     await cluster.settles()
     assert set(missed) == cluster.owned()["b"]
+
+
+async def test_the_last_ones_do_not_wait_for_each_other(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a cluster is stopped: nobody will read anything."""
+    monkeypatch.setattr("services.dispatcher.ownership.FOLLOWING", 60.0)
+    await cluster.join("a")
+    await cluster.join("b")
+    await cluster.settles()
+    async with asyncio.timeout(10):
+        await asyncio.gather(cluster.leave("a"), cluster.leave("b"))
