@@ -57,5 +57,6 @@ class Standby:
             except (MagicflowError, LeaseLost) as error:
                 _log.debug("standby begins anew", partition=self._partition, why=str(error))
             except Exception:  # the present owner lets go without it after a while
+                self._recovery = None  # a frame may be half folded
                 _log.exception("standby begins anew", partition=self._partition)
             await asyncio.sleep(RETRY)
